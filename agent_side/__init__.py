@@ -1,0 +1,1 @@
+"""The agent's process: the tap, adapters, reference agents."""

@@ -1,0 +1,1 @@
+"""Dictionaries, correlations, events, peaks, drift and the store."""

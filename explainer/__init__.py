@@ -1,0 +1,1 @@
+"""Evidence, hypotheses, scoring and narration."""

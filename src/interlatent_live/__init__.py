@@ -1,0 +1,1 @@
+"""See what an agent is thinking while it acts."""

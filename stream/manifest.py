@@ -1,0 +1,168 @@
+"""The manifest: what a stream contains, so that a reader needs nothing else.
+
+Sent on every new subscription, once a second, and first in a recording. Its hash stands in every batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import msgpack
+
+from .errors import MalformedMessage
+
+__all__ = ["ActionSpec", "Manifest", "MetricSpec", "TapPointSpec", "check_run"]
+
+MetricScope = Literal["observation", "transition"]
+_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def check_run(run: str) -> str:
+    """Return `run`, or raise MalformedMessage: it becomes part of a topic and of file names."""
+    if not isinstance(run, str) or not _RUN.fullmatch(run):
+        raise MalformedMessage(f"run name {run!r} is not usable; take 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit")
+    return run
+
+
+@dataclass(frozen=True, slots=True)
+class TapPointSpec:
+    """One place where activations are read."""
+
+    name: str
+    """Module path with ':in' or ':out'."""
+    dtype: str
+    """'float32', 'float16' or 'bfloat16' (which travels as uint16)."""
+    shape: tuple[int, ...]
+    """Shape of one frame's activation."""
+    module: str = ""
+    """Class of the module, for display."""
+
+
+@dataclass(frozen=True, slots=True)
+class MetricSpec:
+    """One named number of a frame."""
+
+    name: str
+    unit: str = ""
+    """SI unit, or '' for a pure number."""
+    scope: MetricScope = "observation"
+    """'observation': describes what was acted on. 'transition': needs what came after (reward, next state, info)."""
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ActionSpec:
+    """What the agent can do."""
+
+    kind: Literal["discrete", "continuous", "unknown"] = "unknown"
+    shape: tuple[int, ...] = ()
+    names: tuple[str, ...] = ()
+    """Names of the choices (discrete) or of the components (continuous); may be empty."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One process's stream."""
+
+    run: str
+    boot: str
+    started_wall_ns: int
+    started_monotonic_ns: int
+    host: str = ""
+    host_boot: str = ""
+    """Identity of the host's boot: monotonic clocks compare only where it is equal."""
+    pid: int = 0
+    agent: str = ""
+    """Name of the reference agent, or '' for a user's own."""
+    environment: str = ""
+    num_envs: int = 1
+    step_period_s: float | None = None
+    """Nominal time between steps where the environment defines one, in seconds."""
+    tap_points: tuple[TapPointSpec, ...] = ()
+    metrics: tuple[MetricSpec, ...] = ()
+    observation_shape: tuple[int, ...] = ()
+    observation_names: tuple[str, ...] = ()
+    action: ActionSpec = field(default_factory=ActionSpec)
+    weights: Literal["frozen", "changing", "none"] = "frozen"
+    weights_hash: str = ""
+    """SHA-256 of names, dtypes, shapes and bytes of the parameters and buffers when the tap was opened."""
+    software: Mapping[str, str] = field(default_factory=dict)
+    """Package name to version."""
+
+    def __post_init__(self) -> None:
+        check_run(self.run)
+        names = [m.name for m in self.metrics]
+        if len(set(names)) != len(names):
+            raise MalformedMessage(f"metric names repeat: {sorted({n for n in names if names.count(n) > 1})}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for msgpack or JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Manifest:
+        """Inverse of `to_dict`. Unknown keys are ignored; wrong types raise MalformedMessage."""
+        try:
+            period = data.get("step_period_s")
+            if period is not None and not (isinstance(period, (int, float)) and math.isfinite(period)):
+                raise MalformedMessage(f"manifest: step_period_s is {period!r}; it must be a finite number of seconds or null")
+            action = data.get("action", {})
+            return cls(
+                run=data["run"],
+                boot=str(data["boot"]),
+                started_wall_ns=int(data["started_wall_ns"]),
+                started_monotonic_ns=int(data["started_monotonic_ns"]),
+                host=str(data.get("host", "")),
+                host_boot=str(data.get("host_boot", "")),
+                pid=int(data.get("pid", 0)),
+                agent=str(data.get("agent", "")),
+                environment=str(data.get("environment", "")),
+                num_envs=int(data.get("num_envs", 1)),
+                step_period_s=None if period is None else float(period),
+                tap_points=tuple(
+                    TapPointSpec(str(p["name"]), str(p["dtype"]), tuple(int(d) for d in p["shape"]), str(p.get("module", "")))
+                    for p in data.get("tap_points", ())
+                ),
+                metrics=tuple(
+                    MetricSpec(str(m["name"]), str(m.get("unit", "")), m.get("scope", "observation"), str(m.get("description", "")))
+                    for m in data.get("metrics", ())
+                ),
+                observation_shape=tuple(int(d) for d in data.get("observation_shape", ())),
+                observation_names=tuple(str(n) for n in data.get("observation_names", ())),
+                action=ActionSpec(
+                    action.get("kind", "unknown"), tuple(int(d) for d in action.get("shape", ())), tuple(str(n) for n in action.get("names", ()))
+                ),
+                weights=data.get("weights", "frozen"),
+                weights_hash=str(data.get("weights_hash", "")),
+                software={str(k): str(v) for k, v in dict(data.get("software", {})).items()},
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise MalformedMessage(f"manifest cannot be read: {type(error).__name__}: {error}") from error
+
+    @cached_property
+    def hash(self) -> str:
+        """First 16 hex digits of the SHA-256 of the canonical msgpack form."""
+        return hashlib.sha256(msgpack.packb(_canonical(self.to_dict()))).hexdigest()[:16]
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Names of the metrics, in column order."""
+        return tuple(m.name for m in self.metrics)
+
+    def point(self, name: str) -> TapPointSpec | None:
+        """The tap point of that name, if any."""
+        return next((p for p in self.tap_points if p.name == name), None)
+
+
+def _canonical(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _canonical(value[k]) for k in sorted(value)}
+    if isinstance(value, (list, tuple)):
+        return [_canonical(v) for v in value]
+    return value

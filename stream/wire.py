@@ -1,0 +1,294 @@
+"""Messages and their multipart form: `topic | msgpack header | ASCII seconds | buffer | …` (docs/wire.md).
+
+`encode` and `decode` are inverse for every message. Decoding copies nothing: arrays are read-only views of the received parts.
+No pickle; every size is bounded before it is allocated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias
+
+import msgpack
+import numpy as np
+
+from .errors import MalformedMessage, NonFiniteMessage, OversizedMessage, TruncatedMessage, UnsupportedVersion
+from .frames import BASE_COLUMNS, OPTIONAL_COLUMNS, FrameBatch
+from .manifest import Manifest, check_run
+
+__all__ = ["VERSION", "Bye", "Heartbeat", "Message", "Picture", "Signals", "decode", "encode", "topic"]
+
+VERSION: Final = 1
+MAX_HEADER_BYTES: Final = 1 << 20
+MAX_MESSAGE_BYTES: Final = 64 << 20
+MAX_ROWS: Final = 65_536
+MAX_BUFFERS: Final = 256
+MAX_NDIM: Final = 5
+MAX_FRAME_BYTES: Final = 4 << 20
+"""One tap point's activation in one frame; the tap refuses more."""
+MAX_OBSERVATION: Final = 4_096
+"""Elements of an observation vector; larger ones (pictures) do not travel in frames."""
+DTYPES: Final = frozenset({"<f2", "<f4", "<f8", "<i4", "<i8", "<u2", "|u1", "|b1"})
+_MAX_COUNT: Final = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """The publisher's accounts, once a second."""
+
+    run: str
+    boot: str
+    monotonic_ns: int
+    wall_ns: int
+    produced: int
+    """Frames sealed and drained so far = the next sequence number to be sent."""
+    queue_dropped: int
+    recorded: int = 0
+    record_failed: int = 0
+    status: Mapping[str, float] = field(default_factory=dict)
+    """Other numbers of the agent's side by name: `overhead_us_median`, `overhead_us_p99`, `autoreset_rows`, `hook_failures`, …"""
+
+
+@dataclass(frozen=True, slots=True)
+class Bye(Heartbeat):
+    """The last accounts; nothing follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What the environment looked like when frame `seq` was acted on."""
+
+    run: str
+    boot: str
+    seq: int
+    step: int
+    env: int
+    monotonic_ns: int
+    wall_ns: int
+    width: int
+    height: int
+    data: bytes
+    """JPEG."""
+    mime: str = "image/jpeg"
+
+
+@dataclass(frozen=True, slots=True)
+class Signals:
+    """A few named numbers, flat, for plotting tools."""
+
+    run: str
+    wall_ns: int
+    values: Mapping[str, float]
+
+
+Message: TypeAlias = Manifest | FrameBatch | Heartbeat | Bye | Picture | Signals
+
+
+def topic(run: str, kind: str = "") -> bytes:
+    """Topic of `kind` ('' for the prefix of all kinds). The trailing slash keeps `agent1` from matching `agent10`."""
+    return f"v{VERSION}/{run}/{kind}/".encode() if kind else f"v{VERSION}/{run}/".encode()
+
+
+def pack(message: Message) -> tuple[str, dict[str, Any], int, list[bytes]]:
+    """Kind, header, wall clock in ns, and buffers of a message."""
+    base: dict[str, Any] = {"v": VERSION, "run": message.run}
+    if isinstance(message, FrameBatch):
+        specs: list[list[Any]] = []
+        buffers: list[bytes] = []
+        for prefix, arrays in (("", message.columns), ("act:", message.activations), ("rows:", message.present)):
+            for name, array in arrays.items():
+                little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+                specs.append([prefix + name, little.dtype.str, list(little.shape)])
+                buffers.append(little.tobytes())
+        header = base | {
+            "boot": message.boot,
+            "manifest": message.manifest_hash,
+            "seq": message.first_seq,
+            "rows": message.rows,
+            "queue_dropped": message.queue_dropped,
+            "buffers": specs,
+        }
+        return "frames", header, int(message.columns["wall_ns"][-1]), buffers
+    if isinstance(message, Manifest):
+        return "manifest", base | {"boot": message.boot, "hash": message.hash, "manifest": message.to_dict()}, message.started_wall_ns, []
+    if isinstance(message, Heartbeat):
+        kind = "bye" if isinstance(message, Bye) else "heartbeat"
+        header = base | {
+            "boot": message.boot,
+            "monotonic_ns": message.monotonic_ns,
+            "wall_ns": message.wall_ns,
+            "produced": message.produced,
+            "queue_dropped": message.queue_dropped,
+            "recorded": message.recorded,
+            "record_failed": message.record_failed,
+            "status": dict(message.status),
+        }
+        return kind, header, message.wall_ns, []
+    if isinstance(message, Picture):
+        header = base | {
+            "boot": message.boot,
+            "seq": message.seq,
+            "step": message.step,
+            "env": message.env,
+            "monotonic_ns": message.monotonic_ns,
+            "wall_ns": message.wall_ns,
+            "width": message.width,
+            "height": message.height,
+            "mime": message.mime,
+            "buffers": [["data", "|u1", [len(message.data)]]],
+        }
+        return "picture", header, message.wall_ns, [message.data]
+    return "signals", dict(message.values), message.wall_ns, []
+
+
+def encode(message: Message) -> list[bytes]:
+    """The multipart form. Raises OversizedMessage beyond a limit, so that what is sent can be received."""
+    kind, header, wall_ns, buffers = pack(message)
+    parts = [topic(message.run, kind), msgpack.packb(header), f"{wall_ns / 1e9:.9f}".encode(), *buffers]
+    _check_sizes(parts)
+    return parts
+
+
+def decode(parts: Sequence[bytes]) -> Message:
+    """Inverse of `encode`. Raises a WireError, whose `reason` is the ledger's, for anything that is not a valid message."""
+    if len(parts) < 3:
+        raise TruncatedMessage(f"message has {len(parts)} part(s); at least topic, header and seconds are required")
+    _check_sizes(parts)
+    version, run, kind = _split_topic(bytes(parts[0]))
+    if version != f"v{VERSION}":
+        raise UnsupportedVersion(f"message of wire version {version!r}; this build reads v{VERSION}: upgrade the older side")
+    stamp = _seconds(bytes(parts[2]))
+    try:
+        header = msgpack.unpackb(parts[1], raw=False, strict_map_key=True, max_ext_len=0)
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        raise MalformedMessage(f"header is not a msgpack map: {error}") from error
+    if not isinstance(header, dict):
+        raise MalformedMessage(f"header is a {type(header).__name__}, not a map")
+    if kind == "signals":
+        return Signals(run, int(stamp * 1e9), {str(k): float(v) for k, v in header.items() if isinstance(v, (int, float))})
+    return unpack(kind, run, header, parts[3:])
+
+
+def unpack(kind: str, run: str, header: Mapping[str, Any], buffers: Sequence[bytes]) -> Message:
+    """Build the message of `kind` from a header and its buffers. Raises a WireError."""
+    if header.get("v") != VERSION:
+        raise UnsupportedVersion(f"header of wire version {header.get('v')!r}; this build reads {VERSION}: upgrade the older side")
+    if header.get("run") != run:
+        raise MalformedMessage(f"header names run {header.get('run')!r}, the topic {run!r}")
+    boot = header.get("boot")
+    if not isinstance(boot, str) or not 0 < len(boot) <= 64:
+        raise MalformedMessage(f"boot id {boot!r} is not a string of 1 to 64 characters")
+    if kind == "frames":
+        return _frames(run, boot, header, buffers)
+    if kind == "manifest":
+        if not isinstance(header.get("manifest"), dict):
+            raise MalformedMessage("manifest message without a manifest")
+        manifest = Manifest.from_dict(header["manifest"])
+        if (manifest.run, manifest.boot) != (run, boot):
+            raise MalformedMessage(f"manifest of {manifest.run!r}/{manifest.boot!r} under the topic of {run!r}/{boot!r}")
+        return manifest
+    if kind in ("heartbeat", "bye"):
+        cls = Bye if kind == "bye" else Heartbeat
+        status = header.get("status", {})
+        if not isinstance(status, dict) or not all(isinstance(v, (int, float)) for v in status.values()):
+            raise MalformedMessage("heartbeat: status is not a map of numbers")
+        return cls(
+            run=run,
+            boot=boot,
+            monotonic_ns=_count(header, "monotonic_ns"),
+            wall_ns=_count(header, "wall_ns"),
+            produced=_count(header, "produced"),
+            queue_dropped=_count(header, "queue_dropped"),
+            recorded=_count(header, "recorded"),
+            record_failed=_count(header, "record_failed"),
+            status={str(k): float(v) for k, v in status.items()},
+        )
+    if kind == "picture":
+        if len(buffers) != 1 or header.get("mime") != "image/jpeg":
+            raise MalformedMessage(f"picture of type {header.get('mime')!r} with {len(buffers)} buffer(s); one JPEG is expected")
+        numbers = {name: _count(header, name) for name in ("seq", "step", "env", "monotonic_ns", "wall_ns", "width", "height")}
+        return Picture(run=run, boot=boot, data=bytes(buffers[0]), **numbers)
+    raise MalformedMessage(f"unknown kind {kind!r}; this build knows frames, manifest, heartbeat, bye, picture and signals")
+
+
+def _frames(run: str, boot: str, header: Mapping[str, Any], buffers: Sequence[bytes]) -> FrameBatch:
+    first, rows, specs = _count(header, "seq"), _count(header, "rows"), header.get("buffers")
+    if not 0 < rows <= MAX_ROWS:
+        raise OversizedMessage(f"batch of {rows} rows; 1 to {MAX_ROWS} are accepted: send smaller batches")
+    if not isinstance(specs, list) or len(specs) > MAX_BUFFERS:
+        raise MalformedMessage(f"buffer list is missing or longer than {MAX_BUFFERS}")
+    if len(buffers) < len(specs):
+        raise TruncatedMessage(f"header announces {len(specs)} buffers, {len(buffers)} arrived")
+    if len(buffers) > len(specs):
+        raise MalformedMessage(f"header announces {len(specs)} buffers, {len(buffers)} arrived")
+    groups: dict[str, dict[str, np.ndarray[Any, Any]]] = {"": {}, "act": {}, "rows": {}}
+    for spec, buffer in zip(specs, buffers, strict=True):
+        name, array = _array(spec, buffer)
+        prefix, colon, rest = name.partition(":")
+        group, key = (prefix, rest) if colon and prefix in ("act", "rows") else ("", name)
+        if group == "" and key not in BASE_COLUMNS and key not in OPTIONAL_COLUMNS:
+            continue  # a column of a newer minor version
+        if key in groups[group]:
+            raise MalformedMessage(f"buffer {name!r} stands twice")
+        if group == "" and key in BASE_COLUMNS and array.dtype.str != BASE_COLUMNS[key]:
+            raise MalformedMessage(f"column {key!r} has dtype {array.dtype.str}, not {BASE_COLUMNS[key]}")
+        groups[group][key] = array
+    batch = FrameBatch(
+        run, boot, str(header.get("manifest", "")), first, _count(header, "queue_dropped"), groups[""], groups["act"], groups["rows"]
+    )
+    if batch.rows != rows:
+        raise MalformedMessage(f"header announces {rows} rows, the columns hold {batch.rows}")
+    return batch
+
+
+def _array(spec: Any, buffer: bytes) -> tuple[str, np.ndarray[Any, Any]]:
+    match spec:
+        case [str(name), str(dtype), list(shape)] if dtype in DTYPES and len(shape) <= MAX_NDIM and all(type(d) is int and d >= 0 for d in shape):
+            wanted = math.prod(shape) * np.dtype(dtype).itemsize
+        case _:
+            raise MalformedMessage(f"buffer description {str(spec)[:120]} is not [name, dtype of {sorted(DTYPES)}, shape of at most {MAX_NDIM} sizes]")
+    size = memoryview(buffer).nbytes
+    if size < wanted:
+        raise TruncatedMessage(f"buffer {name!r} holds {size} bytes, its shape {shape} of {dtype} needs {wanted}")
+    if size > wanted:
+        raise MalformedMessage(f"buffer {name!r} holds {size} bytes, its shape {shape} of {dtype} needs {wanted}")
+    return name, np.frombuffer(buffer, dtype=dtype).reshape(shape)
+
+
+def _count(header: Mapping[str, Any], name: str) -> int:
+    value = header.get(name)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise NonFiniteMessage(f"{name} is {value}; a whole number is required")
+    if type(value) is not int or not 0 <= value < _MAX_COUNT:
+        raise MalformedMessage(f"{name} is {value!r}; a whole number from 0 to 2^62 is required")
+    return value
+
+
+def _split_topic(raw: bytes) -> tuple[str, str, str]:
+    try:
+        version, run, kind, end = raw.decode("ascii").split("/")
+    except (UnicodeDecodeError, ValueError) as error:
+        raise MalformedMessage(f"topic {raw[:80]!r} is not 'v{VERSION}/<run>/<kind>/'") from error
+    if end or not kind:
+        raise MalformedMessage(f"topic {raw[:80]!r} is not 'v{VERSION}/<run>/<kind>/'")
+    return version, check_run(run), kind
+
+
+def _seconds(raw: bytes) -> float:
+    try:
+        value = float(raw.decode("ascii"))
+    except ValueError as error:
+        raise MalformedMessage(f"third part {raw[:40]!r} is not a number of seconds") from error
+    if not math.isfinite(value):
+        raise NonFiniteMessage(f"third part is {value}; finite seconds are required")
+    return value
+
+
+def _check_sizes(parts: Sequence[bytes]) -> None:
+    if len(parts[1]) > MAX_HEADER_BYTES:
+        raise OversizedMessage(f"header of {len(parts[1])} bytes; the limit is {MAX_HEADER_BYTES}")
+    total = sum(len(p) for p in parts)
+    if total > MAX_MESSAGE_BYTES:
+        raise OversizedMessage(f"message of {total} bytes; the limit is {MAX_MESSAGE_BYTES}: send smaller batches")
