@@ -30,31 +30,30 @@ class Gap:
 
 @dataclass(slots=True)
 class SubscriberLedger:
-    """Accounts of one boot of one run, kept by its subscriber. `next_seq` says where the stream goes on.
+    """Accounts of one boot of one run, kept by its subscriber.
 
-    `resume_from`: where an earlier subscriber's committed rows end; what lies between is not_subscribed.
+    A subscriber that comes back builds it with the counts it had stored and `attached=False`: what lies between is not_subscribed.
     """
 
-    resume_from: int = 0
+    next_seq: int = 0
+    """The sequence number that is due."""
+    queue_dropped_seen: int = 0
+    """The publisher's cumulative count when last heard."""
     queue_dropped: int = 0
     not_subscribed: int = 0
     wire_lost: int = 0
     received: int = 0
     duplicate: int = 0
+    """Frames that arrived again and were ignored; not part of the equation."""
     refused: Counter[str] = field(default_factory=Counter)
     """Messages refused, by the WireError's reason."""
-    _next_seq: int = -1
-    _queue_dropped_seen: int = 0
+    attached: bool = False
+    """Whether a batch arrived since this subscription began."""
 
     @property
     def produced(self) -> int:
-        """Frames accounted for since frame 0 of the boot, or since `resume_from`."""
+        """Frames accounted for since frame 0 of the boot."""
         return self.queue_dropped + self.not_subscribed + self.wire_lost + self.received
-
-    @property
-    def next_seq(self) -> int:
-        """The sequence number that is due."""
-        return max(self._next_seq, self.resume_from)
 
     def batch(self, batch: FrameBatch) -> list[Gap] | None:
         """Account for an arrived batch; return the gaps before it, or None if it was seen before (and must be ignored)."""
@@ -62,32 +61,28 @@ class SubscriberLedger:
             self.duplicate += batch.rows
             return None
         gaps = self._gap(batch.first_seq, batch.queue_dropped)
+        self.attached = True
         self.received += batch.rows
-        self._next_seq = batch.next_seq
+        self.next_seq = batch.next_seq
         return gaps
 
     def bound(self, accounts: Heartbeat) -> list[Gap]:
-        """Account for the tail that a heartbeat or a farewell announces."""
-        if accounts.produced <= self.next_seq:
-            return []
-        if self._next_seq < 0 and type(accounts) is Heartbeat:
-            return []  # nothing received yet: the first batch will say what was missed
+        """Account for the tail that a heartbeat or a farewell announces: a PUB socket keeps order, so what was sent before it is here or lost."""
+        if accounts.produced <= self.next_seq or (not self.attached and type(accounts) is Heartbeat):
+            return []  # nothing missing; or nothing received yet, and the first batch will say what was missed
         gaps = self._gap(accounts.produced, accounts.queue_dropped)
-        self._next_seq = accounts.produced
+        self.next_seq = accounts.produced
         return gaps
 
     def _gap(self, until: int, queue_dropped: int) -> list[Gap]:
-        begin = self.next_seq
-        missing = until - begin
-        first = self._next_seq < 0
-        dropped = min(missing, max(0, queue_dropped - self._queue_dropped_seen)) if missing else 0
-        self._queue_dropped_seen = max(queue_dropped, self._queue_dropped_seen)
+        begin, missing = self.next_seq, until - self.next_seq
+        dropped = min(missing, max(0, queue_dropped - self.queue_dropped_seen))
+        self.queue_dropped_seen = max(queue_dropped, self.queue_dropped_seen)
         rest = missing - dropped
         self.queue_dropped += dropped
-        reason = "not_subscribed" if first else "wire_lost"
-        if first:
-            self.not_subscribed += rest
-        else:
+        if self.attached:
             self.wire_lost += rest
-        named = (Gap(begin, until, "queue_dropped", dropped), Gap(begin, until, reason, rest))
+        else:
+            self.not_subscribed += rest
+        named = (Gap(begin, until, "queue_dropped", dropped), Gap(begin, until, "wire_lost" if self.attached else "not_subscribed", rest))
         return [gap for gap in named if gap.lost]
