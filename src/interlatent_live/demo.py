@@ -1,0 +1,106 @@
+"""The demo: agent, analyzer and page, each in its own process, under one roof.
+
+1. The page comes up on an empty database; its address is printed.
+2. The analyzer connects. The agent takes its first step only then.
+3. A service that dies is started again; an agent that ends, ends the demo.
+4. The agent's farewell lets the analyzer commit and leave; the page goes last; the report is read from the database.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import webbrowser
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .launch import GRACE_S, Child, Stop, free_endpoint
+from .stream.endpoint import DEFAULT_ENDPOINT
+from .stream.errors import InterlatentError, RecordingExists, StoreError
+
+__all__ = ["Demo"]
+
+MAX_RESTARTS = 5
+"""How often a service that dies is started again before the demo gives up."""
+
+
+@dataclass
+class Demo:
+    """One demo. `run` blocks until the agent ends, `seconds` have passed since its first step, or `stop()`."""
+
+    agent: str
+    folder: Path
+    seconds: float | None = None
+    port: int = 0
+    record: Path | None = None
+    db: Path | None = None
+    open_browser: bool = False
+    say: Callable[[str], None] = lambda line: None
+
+    def __post_init__(self) -> None:
+        self.record = self.record or self.folder / "run.mcap"
+        self.db = self.db or self.folder / "run.db"
+        if self.record.exists():
+            raise RecordingExists(f"{self.record} exists; recordings are never overwritten: name another with --record")
+        if self.db.exists():
+            raise StoreError(f"{self.db} exists; a demo begins with a new database: name another with --db")
+        for path in (self.record, self.db):
+            path.parent.mkdir(parents=True, exist_ok=True)
+
+    def run(self, stop: Stop) -> dict[str, Any]:
+        """Run it; the report (see `analyzer.report`) with the agent's own figures."""
+        endpoint = free_endpoint(DEFAULT_ENDPOINT)
+        if endpoint != DEFAULT_ENDPOINT:
+            self.say(f"{DEFAULT_ENDPOINT} is taken; this demo streams on {endpoint}")
+        db = str(self.db)
+        self.viewer = Child("viewer", ["view", "--db", db, "--port", str(self.port), "--json"], on_line=self._page_is_up)
+        self.analyzer = Child("analyzer", ["analyze", "--connect", endpoint, "--db", db, "--run", self.agent, "--json"])
+        arguments = ["run", self.agent, "--bind", endpoint, "--record", str(self.record), "--wait", "60", "--pictures", "--json"]
+        if self.seconds is not None:
+            arguments += ["--seconds", str(self.seconds)]
+        self.acting = Child("agent", arguments)
+        services = (self.viewer, self.analyzer)
+        try:
+            for child in (*services, self.acting):
+                child.start()
+            while not stop.wait(0.05) and self.acting.code is None:
+                for service in services:
+                    self._revive(service)
+        finally:
+            self._end()
+        if self.acting.code != 0:
+            raise InterlatentError(f"the agent ended with status {self.acting.code}; its message stands above")
+        return self._report()
+
+    def _page_is_up(self, line: str) -> None:
+        url = json.loads(line)["url"]
+        if self.viewer.restarts == 0:
+            self.say(f"{self.agent} is live at {url}")
+            if self.open_browser:
+                webbrowser.open(url)
+
+    def _revive(self, service: Child) -> None:
+        if service.code is None or (service is self.analyzer and service.code == 0):
+            return
+        if service.restarts >= MAX_RESTARTS:
+            raise InterlatentError(f"the {service.name} died {MAX_RESTARTS + 1} times, last with status {service.code}; its message stands above")
+        self.say(f"the {service.name} ended with status {service.code}; starting it again")
+        service.restart()
+
+    def _end(self) -> None:
+        self.acting.end()
+        deadline = time.monotonic() + GRACE_S
+        while self.analyzer.code is None and time.monotonic() < deadline and self.acting.code == 0:
+            time.sleep(0.01)
+        self.viewer.terminate()
+        self.analyzer.end(0.5)
+        self.viewer.end(0.5)
+
+    def _report(self) -> dict[str, Any]:
+        from .analyzer.report import report
+
+        assert self.db is not None
+        acted = json.loads(self.acting.lines[-1])
+        return report(self.db, agent=self.agent, seconds=acted["seconds"], steps=acted["frames"], episodes=acted["episodes"], mean_return=acted["mean_return"])
