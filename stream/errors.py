@@ -17,7 +17,8 @@
     ├── DictionaryError           an artifact that is not what it claims
     │   └── DictionaryMismatch    another model's, or another tap point's
     ├── StoreError
-    │   └── ForeignDatabase       a file that belongs to another run, or is not ours
+    │   ├── ForeignDatabase       a file that belongs to another run, or is not ours
+    │   └── StoreFull             no room for more rows; those committed are safe
     └── AgentError                a reference agent that cannot be made on this machine
 
 Messages name the value, the limit and the remedy. Foreign errors (zmq, sqlite3, mcap, safetensors) are translated where they enter.
@@ -40,6 +41,7 @@ __all__ = [
     "RecordingError",
     "RecordingExists",
     "StoreError",
+    "StoreFull",
     "TapError",
     "TruncatedMessage",
     "UnknownTapPoint",
@@ -128,6 +130,10 @@ class StoreError(InterlatentError):
 
 class ForeignDatabase(StoreError):
     """A file that belongs to another run, or is not ours."""
+
+
+class StoreFull(StoreError):
+    """No room for more rows; those committed are safe."""
 
 
 class AgentError(InterlatentError):
