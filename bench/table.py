@@ -1,0 +1,32 @@
+"""One table a bench: what was measured, what must be reached."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+
+__all__ = ["Row", "machine", "show"]
+
+Row = tuple[str, str, str]
+"""What, measured, must reach ('' where nothing was promised)."""
+
+
+def show(title: str, rows: Iterable[Row]) -> None:
+    """Print as Markdown."""
+    print(f"\n### {title}\n\n| what | measured | must reach |\n|---|---|---|")
+    for row in rows:
+        print("| " + " | ".join(row) + " |", flush=True)
+
+
+def machine() -> str:
+    """Processor, cores, Python and torch."""
+    import os
+
+    import torch
+
+    try:
+        names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    except OSError:
+        names = []
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
