@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import MalformedMessage
+from interlatent_live.stream.errors import MalformedMessage
 
 __all__ = ["BASE_COLUMNS", "FrameBatch", "seconds"]
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from .frames import FrameBatch
-from .wire import Heartbeat
+from interlatent_live.stream.frames import FrameBatch
+from interlatent_live.stream.wire import Heartbeat
 
 __all__ = ["Gap", "SubscriberLedger"]
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import msgpack
 
-from .errors import MalformedMessage
+from interlatent_live.stream.errors import MalformedMessage
 
 __all__ = ["ActionSpec", "Manifest", "MetricSpec", "TapPointSpec", "check_run"]
 

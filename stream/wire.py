@@ -14,9 +14,9 @@ from typing import Any, Final, TypeAlias
 import msgpack
 import numpy as np
 
-from .errors import MalformedMessage, NonFiniteMessage, OversizedMessage, TruncatedMessage, UnsupportedVersion
-from .frames import BASE_COLUMNS, OPTIONAL_COLUMNS, FrameBatch
-from .manifest import Manifest, check_run
+from interlatent_live.stream.errors import MalformedMessage, NonFiniteMessage, OversizedMessage, TruncatedMessage, UnsupportedVersion
+from interlatent_live.stream.frames import BASE_COLUMNS, OPTIONAL_COLUMNS, FrameBatch
+from interlatent_live.stream.manifest import Manifest, check_run
 
 __all__ = ["VERSION", "Bye", "Heartbeat", "Message", "Picture", "Signals", "decode", "encode", "topic"]
 
@@ -208,8 +208,18 @@ def unpack(kind: str, run: str, header: Mapping[str, Any], buffers: Sequence[byt
     if kind == "picture":
         if len(buffers) != 1 or header.get("mime") != "image/jpeg":
             raise MalformedMessage(f"picture of type {header.get('mime')!r} with {len(buffers)} buffer(s); one JPEG is expected")
-        numbers = {name: _count(header, name) for name in ("seq", "step", "env", "monotonic_ns", "wall_ns", "width", "height")}
-        return Picture(run=run, boot=boot, data=bytes(buffers[0]), **numbers)
+        return Picture(
+            run=run,
+            boot=boot,
+            seq=_count(header, "seq"),
+            step=_count(header, "step"),
+            env=_count(header, "env"),
+            monotonic_ns=_count(header, "monotonic_ns"),
+            wall_ns=_count(header, "wall_ns"),
+            width=_count(header, "width"),
+            height=_count(header, "height"),
+            data=bytes(buffers[0]),
+        )
     raise MalformedMessage(f"unknown kind {kind!r}; this build knows frames, manifest, heartbeat, bye, picture and signals")
 
 
