@@ -1,0 +1,310 @@
+"""Reading the store: the only module through which the page and the command line read a database.
+
+The connection is read-only and waits at most `BUSY_S` for a writer; nothing here needs torch. The file need not exist
+yet, may be replaced while it is watched, and its writer may be killed at any moment: `Reader.ready` says whether there
+is something to read. Whatever sqlite says is translated: StoreError for a moment that passes, ForeignDatabase for a
+file that is not ours.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Final, Self, TypeVar
+
+from interlatent_live.analyzer.blobs import unpack_columns, unpack_matrix
+from interlatent_live.analyzer.codes import Codes
+from interlatent_live.analyzer.records import (
+    Activity,
+    BatchRow,
+    Boot,
+    CodesRow,
+    DictionaryRow,
+    Drift,
+    Episode,
+    Event,
+    GapRow,
+    LedgerRow,
+    Peak,
+    PictureRow,
+    Quality,
+    Section,
+    Snapshot,
+    TopCorrelation,
+)
+from interlatent_live.analyzer.store import APPLICATION_ID, translated
+from interlatent_live.stream.errors import ForeignDatabase, MalformedMessage, StoreError
+from interlatent_live.stream.manifest import Manifest
+
+__all__ = ["BUSY_S", "Reader"]
+
+BUSY_S: Final = 0.1
+"""Seconds to wait for a lock before the question is given up."""
+_COUNTED: Final = ("boots", "sections", "episodes", "events", "peaks", "correlation_snapshots", "drift", "pictures")
+Row = TypeVar("Row")
+
+
+def _columns(kind: type[Any]) -> str:
+    """The columns that a row class asks for: its fields, but for names that Python or the class keeps for itself."""
+    renamed = {"return_": "return"} if kind is Episode else {"codes": "blob"} if kind is CodesRow else {}
+    return ", ".join(renamed.get(f.name, f.name) for f in fields(kind))
+
+
+class Reader:
+    """A read-only view of one database, for one thread."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self._db: sqlite3.Connection | None = None
+        self._identity: tuple[int, int] | None = None
+        self._manifests: dict[str, Manifest] = {}
+        self.generation = 0
+        """Counts the files seen under this path: row ids of different generations do not compare."""
+
+    def close(self) -> None:
+        """Let go of the file; the next question opens it again."""
+        if self._db is not None:
+            self._db.close()
+        self._db, self._identity = None, None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def ready(self) -> bool:
+        """Whether there is a database of ours to read. Raises ForeignDatabase for any other file."""
+        return self._open() is not None
+
+    @contextmanager
+    def consistent(self) -> Iterator[None]:
+        """Everything asked within sees one state of the database."""
+        db = self._open()
+        if db is None or db.in_transaction:
+            yield
+            return
+        with translated(self.path):
+            db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            with translated(self.path):
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+
+    def run(self) -> str | None:
+        """The one run that this file belongs to, once it is known."""
+        row = self._first("SELECT value FROM meta WHERE key = 'run'")
+        return str(row[0]) if row else None
+
+    def boots(self) -> list[Boot]:
+        """Processes of the agent, oldest first; one whose start is not known yet is taken for the newest."""
+        found = self._select(Boot, "boots")
+        return sorted(found, key=lambda b: (b.started_wall_ns is None, b.started_wall_ns or 0))
+
+    def manifest(self, hash: str) -> Manifest | None:
+        """The manifest of that hash; NULL where its body cannot be read."""
+        if hash not in self._manifests:
+            row = self._first("SELECT body FROM manifests WHERE hash = ?", hash)
+            if not row:
+                return None
+            try:
+                self._manifests[hash] = Manifest.from_dict(json.loads(row[0]))
+            except (MalformedMessage, ValueError) as error:
+                raise StoreError(f"{self.path}: manifest {hash} cannot be read ({error}); it is damaged") from error
+        return self._manifests[hash]
+
+    def dictionary(self, hash: str) -> DictionaryRow | None:
+        """The dictionary of that hash."""
+        found = self._select(DictionaryRow, "dictionaries WHERE hash = ?", hash)
+        return found[0] if found else None
+
+    def sections(self, boot: str) -> list[Section]:
+        """Sections of a boot, in the order in which they began."""
+        return self._select(Section, "sections WHERE boot = ? ORDER BY id", boot)
+
+    def batches(self, boot: str, after_id: int, limit: int = 1_000) -> list[BatchRow]:
+        """The next batches of a boot, oldest first."""
+        return self._select(BatchRow, "batches WHERE id > ? AND boot = ? ORDER BY id LIMIT ?", after_id, boot, limit)
+
+    def newest_batches(self, boot: str, span_ns: int, frames: int) -> list[BatchRow]:
+        """The batches of a boot's last `span_ns` of frame time, with at most about `frames` frames; oldest first."""
+        ids: list[int] = []
+        newest: int | None = None
+        sql = "SELECT id, rows, last_monotonic_ns FROM batches WHERE boot = ? ORDER BY id DESC LIMIT ?"
+        for id_, rows, last in self._rows(sql, boot, frames):
+            newest = last if newest is None else newest
+            frames -= rows
+            if ids and (frames < 0 or newest - last > span_ns):
+                break
+            ids.append(id_)
+        return self.batches(boot, ids[-1] - 1, len(ids)) if ids else []
+
+    def codes(self, section: int, first_batch: int, last_batch: int) -> list[CodesRow]:
+        """Codes of one section for the batches with ids in [first_batch, last_batch]."""
+        where = "codes WHERE batch_id BETWEEN ? AND ? AND section_id = ? ORDER BY batch_id"
+        return self._select(CodesRow, where, first_batch, last_batch, section)
+
+    def activity(self, section: int) -> Activity | None:
+        """Activity of every feature of a section; NULL before its first snapshot."""
+        found = self._select(Activity, "activity WHERE section_id = ?", section)
+        return found[0] if found else None
+
+    def snapshot_id(self, section: int, span: str = "rolling") -> int | None:
+        """Id of the newest snapshot: cheap, to ask whether there is a new one."""
+        row = self._first("SELECT max(id) FROM correlation_snapshots WHERE section_id = ? AND span = ?", section, span)
+        return None if not row or row[0] is None else int(row[0])
+
+    def snapshot(self, id: int) -> Snapshot | None:
+        """The snapshot of that id."""
+        found = self._select(Snapshot, "correlation_snapshots WHERE id = ?", id)
+        return found[0] if found else None
+
+    def top_correlations(self, snapshot: int) -> list[TopCorrelation]:
+        """The strongest pairs of a snapshot, strongest first."""
+        where = "correlations WHERE snapshot_id = ? ORDER BY abs(r) DESC, metric, feature"
+        return self._select(TopCorrelation, where, snapshot)
+
+    def events(self, section: int, after_id: int = 0, limit: int = 1_000) -> list[Event]:
+        """The newest closed events after an id, oldest first."""
+        where = "events WHERE section_id = ? AND id > ? ORDER BY id DESC LIMIT ?"
+        return self._select(Event, where, section, after_id, limit)[::-1]
+
+    def peaks(self, section: int, feature: int) -> list[Peak]:
+        """A feature's strongest windows, strongest first."""
+        where = "peaks WHERE section_id = ? AND feature = ? ORDER BY value DESC, seq"
+        return self._select(Peak, where, section, feature)
+
+    def quality(self, section: int, limit: int = 600) -> list[Quality]:
+        """The last seconds of a section, oldest first."""
+        where = "quality WHERE section_id = ? ORDER BY first_seq DESC LIMIT ?"
+        return self._select(Quality, where, section, limit)[::-1]
+
+    def drift(self, section: int, limit: int = 100) -> list[Drift]:
+        """The last alarms of a section, oldest first."""
+        return self._select(Drift, "drift WHERE section_id = ? ORDER BY id DESC LIMIT ?", section, limit)[::-1]
+
+    def episodes(self, boot: str, env: int = 0, limit: int = 100) -> list[Episode]:
+        """The last episodes of one environment, oldest first."""
+        where = "episodes WHERE boot = ? AND env = ? ORDER BY episode DESC LIMIT ?"
+        return self._select(Episode, where, boot, env, limit)[::-1]
+
+    def picture(self, boot: str, env: int = 0, until_seq: int | None = None) -> PictureRow | None:
+        """The newest picture of an environment, not after frame `until_seq` if given."""
+        until = (1 << 62) if until_seq is None else until_seq
+        mine = "run = (SELECT run FROM boots WHERE boot = ?) AND boot = ?"  # both, so that the primary key serves
+        where = f"pictures WHERE {mine} AND env = ? AND seq <= ? ORDER BY seq DESC LIMIT 1"
+        found = self._select(PictureRow, where, boot, boot, env, until)
+        return found[0] if found else None
+
+    def ledger(self, boot: str) -> LedgerRow | None:
+        """The accounts of a boot."""
+        found = self._select(LedgerRow, "ledger WHERE boot = ?", boot)
+        return found[0] if found else None
+
+    def gaps(self, boot: str, limit: int = 1_000) -> list[GapRow]:
+        """The last gaps of a boot, oldest first."""
+        return self._select(GapRow, "gaps WHERE boot = ? ORDER BY first_seq DESC LIMIT ?", boot, limit)[::-1]
+
+    def info(self) -> dict[str, Any]:
+        """What the file holds, as plain data."""
+        with self.consistent():
+            counts = {t: self._first(f"SELECT count(*) FROM {t}")[0] for t in _COUNTED} if self.ready() else {}
+            spans = self._rows(
+                "SELECT sum(rows), max(last_monotonic_ns) - min(first_monotonic_ns) FROM batches GROUP BY run, boot"
+            )
+            return {
+                "run": self.run(),
+                "frames": sum(frames for frames, _ in spans),
+                "frame_time_s": sum(span for _, span in spans) / 1e9,
+                **counts,
+                "dictionaries": [
+                    {"hash": d.hash, "name": d.name, "kind": d.kind, "point": d.point, "features": d.features}
+                    for d in self._select(DictionaryRow, "dictionaries ORDER BY hash")
+                ],
+                "ledger": {
+                    row.boot: {"produced": row.produced, "received": row.received, "analyzed": row.analyzed}
+                    for row in self._select(LedgerRow, "ledger ORDER BY boot")
+                },
+                "bytes": self.path.stat().st_size if self.path.exists() else 0,
+            }
+
+    def _open(self) -> sqlite3.Connection | None:
+        """The connection, or None while there is nothing to read."""
+        try:
+            status = self.path.stat()
+        except FileNotFoundError:
+            self.close()
+            return None
+        except OSError as error:
+            raise StoreError(f"{self.path}: {error.strerror}; check that it may be read") from error
+        if self._db is not None and self._identity == (status.st_dev, status.st_ino):
+            return self._db
+        self.close()
+        with translated(self.path):
+            uri = f"{self.path.absolute().as_uri()}?mode=ro"
+            db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=BUSY_S)
+            try:
+                application = int(db.execute("PRAGMA application_id").fetchone()[0])
+                tables = {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            except BaseException:
+                db.close()
+                raise
+        if application != APPLICATION_ID and (application or tables):
+            db.close()
+            what = f"a database of another program (application id {application:#x})"
+            raise ForeignDatabase(f"{self.path} is {what}; name another file")
+        if "ledger" not in tables:  # made this moment: the analyzer has not written its schema yet
+            db.close()
+            return None
+        self._db, self._identity = db, (status.st_dev, status.st_ino)
+        self._manifests.clear()
+        self.generation += 1
+        return db
+
+    def _rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+        db = self._open()
+        if db is None:
+            return []
+        with translated(self.path):
+            return db.execute(sql, values).fetchall()
+
+    def _first(self, sql: str, *values: Any) -> tuple[Any, ...]:
+        found = self._rows(sql, *values)
+        return found[0] if found else ()
+
+    def _select(self, kind: type[Row], where: str, *values: Any) -> list[Row]:
+        """Rows of a table as `kind`, whose fields are its columns."""
+        rows = self._rows(f"SELECT {_columns(kind)} FROM {where}", *values)
+        decode = _DECODERS.get(kind)
+        return [kind(*row) for row in rows] if decode is None else [kind(*decode(row)) for row in rows]
+
+
+def _json(text: str | None) -> Any:
+    return None if text is None else json.loads(text)
+
+
+def _snapshot(row: tuple[Any, ...]) -> Sequence[Any]:
+    metrics, features = tuple(json.loads(row[5])), unpack_matrix(row[6], -1, dtype="<u4")
+    matrices = (unpack_matrix(blob, len(features), len(metrics)) for blob in row[7:])
+    return (*row[:5], metrics, features, *matrices)
+
+
+def _activity(row: tuple[Any, ...]) -> Sequence[Any]:
+    blobs = (unpack_matrix(blob, -1, dtype=dtype) for blob, dtype in zip(row[3:], ("<u4", "<f4", "<f8"), strict=True))
+    return (*row[:3], *blobs)
+
+
+_DECODERS: Final[Mapping[type[Any], Callable[[tuple[Any, ...]], Sequence[Any]]]] = {
+    Activity: _activity,
+    BatchRow: lambda row: (*row[:-1], unpack_columns(row[-1])),
+    CodesRow: lambda row: (*row[:-1], Codes.from_blob(row[-1])),
+    DictionaryRow: lambda row: (*row[:5], _json(row[5]), _json(row[6]), row[7]),
+    LedgerRow: lambda row: (*row[:13], _json(row[13]), _json(row[14]), *row[15:]),
+    Snapshot: _snapshot,
+}
