@@ -19,9 +19,13 @@
     ├── StoreError
     │   ├── ForeignDatabase       a file that belongs to another run, or is not ours
     │   └── StoreFull             no room for more rows; those committed are safe
-    └── AgentError                a reference agent that cannot be made on this machine
+    ├── AgentError                a reference agent that cannot be made on this machine
+    ├── PredicateError            text or data that is no predicate over what is known here; `.position` in a text
+    │   └── UnknownName           carries close names
+    └── HypothesisError           an explanation that is refused; `.reason` is the counter it falls under
 
-Messages name the value, the limit and the remedy. Foreign errors (zmq, sqlite3, mcap, safetensors) are translated where they enter.
+Messages name the value, the limit and the remedy. Foreign errors (zmq, sqlite3, mcap, safetensors, pydantic) are translated
+where they enter.
 """
 
 from __future__ import annotations
@@ -33,10 +37,12 @@ __all__ = [
     "EndpointError",
     "EndpointInUse",
     "ForeignDatabase",
+    "HypothesisError",
     "InterlatentError",
     "MalformedMessage",
     "NonFiniteMessage",
     "OversizedMessage",
+    "PredicateError",
     "RecordingDamaged",
     "RecordingError",
     "RecordingExists",
@@ -44,6 +50,7 @@ __all__ = [
     "StoreFull",
     "TapError",
     "TruncatedMessage",
+    "UnknownName",
     "UnknownTapPoint",
     "UnsupportedVersion",
     "WireError",
@@ -138,3 +145,38 @@ class StoreFull(StoreError):
 
 class AgentError(InterlatentError):
     """A reference agent that cannot be made on this machine."""
+
+
+class PredicateError(InterlatentError):
+    """No predicate: it cannot be read, or it asks for what the data does not have."""
+
+    def __init__(self, message: str, *, position: int | None = None, text: str | None = None) -> None:
+        super().__init__(message)
+        self.position = position
+        """Offset of the offending character in `text`, from 0; None for a predicate that was not text."""
+        self.text = text
+
+    @property
+    def pointer(self) -> str:
+        """The text with a caret below the offending character; '' where there is no text."""
+        return "" if self.text is None or self.position is None else f"{self.text}\n{' ' * self.position}^"
+
+
+class UnknownName(PredicateError):
+    """No metric, feature, attribute or label of that name."""
+
+    def __init__(
+        self, message: str, *, close: tuple[str, ...] = (), position: int | None = None, text: str | None = None
+    ) -> None:
+        super().__init__(message, position=position, text=text)
+        self.close = close
+        """Known names that resemble it, the closest first."""
+
+
+class HypothesisError(InterlatentError):
+    """An explanation that is refused."""
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        """'unreadable', 'prose', 'unknown_name', 'predicate' or 'impossible'."""
