@@ -12,6 +12,8 @@ import socket
 from pathlib import Path
 from typing import Final
 
+import zmq
+
 from interlatent_live.stream.errors import EndpointError
 
 __all__ = ["DEFAULT_ENDPOINT", "bind_address", "connect_address", "holder", "is_loopback"]
@@ -65,6 +67,19 @@ def holder(endpoint: str) -> str | None:
         inodes = set() if port == "*" else _tcp_inodes(int(port))
     wanted = {f"socket:[{inode}]" for inode in inodes}
     return _process_with(wanted) if wanted else None
+
+
+def keep_alive(socket: zmq.Socket[bytes]) -> None:
+    """Let the kernel notice a peer's host that vanished, within half a minute.
+
+    Not ZeroMQ's own heartbeats: what a subscriber writes to a publisher that has closed, be it a PING, makes the kernel reset the
+    connection and drop what the subscriber had yet to fetch (a slow one lost 900 of 3,600 frames so); and one that is busy for
+    longer than the timeout, its queue full, would be taken for dead.
+    """
+    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 10)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 5)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
 
 
 def ipc_answers(path: str) -> bool:

@@ -14,7 +14,7 @@ from typing import Final
 
 import zmq
 
-from interlatent_live.stream.endpoint import bind_address, holder, ipc_answers, is_loopback
+from interlatent_live.stream.endpoint import bind_address, holder, ipc_answers, is_loopback, keep_alive
 from interlatent_live.stream.errors import EndpointError, EndpointInUse
 from interlatent_live.stream.wire import VERSION, Message, encode
 
@@ -23,8 +23,6 @@ __all__ = ["Publisher"]
 _LOG = logging.getLogger(__name__)
 _LINGER_S: Final = 0.5
 _MAX_TOPIC_BYTES: Final = 128
-_HEARTBEAT_MS: Final = 2_000
-_HEARTBEAT_TIMEOUT_MS: Final = 6_000
 
 
 class Publisher:
@@ -45,8 +43,7 @@ class Publisher:
         self._socket.linger = int(_LINGER_S * 1e3)
         self._socket.sndhwm = hwm
         self._socket.setsockopt(zmq.XPUB_VERBOSER, 1)  # every subscription and its end, repeated ones too: they are counted
-        self._socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
-        self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
+        keep_alive(self._socket)
         self._socket.setsockopt(zmq.MAXMSGSIZE, 1 << 16)  # what subscribers send is short
         if "[" in address:
             self._socket.setsockopt(zmq.IPV6, 1)

@@ -29,7 +29,7 @@ from interlatent_live.stream.manifest import Manifest
 from interlatent_live.stream.recording import FORMAT, METADATA
 from interlatent_live.stream.wire import MAX_MESSAGE_BYTES, Bye, Heartbeat, Message, Picture, Signals, unpack
 
-__all__ = ["Recording"]
+__all__ = ["FrameClock", "Recording"]
 
 _LOG = logging.getLogger(__name__)
 _MAX_CHUNK_BYTES: Final = 2 * MAX_MESSAGE_BYTES
@@ -64,7 +64,7 @@ class Recording:
 
         Batches are never cut: one belongs where its first row is. Manifests always come, so that what follows is understood.
         """
-        axis = _Axis()
+        axis = FrameClock()
         now = 0.0
         for message in self._all():
             now = axis.seconds(message, now)
@@ -73,7 +73,7 @@ class Recording:
 
     def info(self) -> dict[str, Any]:
         """Counts and names, by reading all of it; `ledger` is None where the farewell is missing."""
-        manifest, axis, now = self.manifest, _Axis(), 0.0
+        manifest, axis, now = self.manifest, FrameClock(), 0.0
         boots: list[str] = []
         frames = batches = steps = episodes = pictures = 0
         last_step: tuple[str, int] | None = None
@@ -213,7 +213,7 @@ class Recording:
             _LOG.warning("recording %s is damaged: %s; what can be read is read", self.path, what)
 
 
-class _Axis:
+class FrameClock:
     """Seconds of frame time for each message of a file, in its order."""
 
     def __init__(self) -> None:

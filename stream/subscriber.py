@@ -9,7 +9,7 @@ from typing import Final
 
 import zmq
 
-from interlatent_live.stream.endpoint import connect_address
+from interlatent_live.stream.endpoint import connect_address, keep_alive
 from interlatent_live.stream.errors import EndpointError, WireError
 from interlatent_live.stream.wire import MAX_MESSAGE_BYTES, Message, decode, topic
 
@@ -17,8 +17,6 @@ __all__ = ["Subscriber"]
 
 _RECONNECT_MS: Final = 100
 _RECONNECT_MAX_MS: Final = 2_000
-_HEARTBEAT_MS: Final = 1_000
-_HEARTBEAT_TIMEOUT_MS: Final = 5_000
 
 
 class Subscriber:
@@ -37,8 +35,7 @@ class Subscriber:
         self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)  # a peer that sends a larger part is disconnected before it is stored
         self._socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
-        self._socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
-        self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
+        keep_alive(self._socket)
         if "[" in address:
             self._socket.setsockopt(zmq.IPV6, 1)
         self._socket.subscribe(topic(run) if run is not None else b"")  # all: other versions are refused and counted, not overlooked
