@@ -24,8 +24,8 @@
     │   └── UnknownName           carries close names
     └── HypothesisError           an explanation that is refused; `.reason` is the counter it falls under
 
-Messages name the value, the limit and the remedy. Foreign errors (zmq, sqlite3, mcap, safetensors, pydantic) are translated
-where they enter.
+Messages name the value, the limit and the remedy. Foreign errors (zmq, sqlite3, mcap, safetensors, pydantic) are
+translated where they enter.
 """
 
 from __future__ import annotations
