@@ -174,9 +174,9 @@ class NeuronFeatures:
 
     Median and standard deviation come from a sample of at most 512 finite rows: every `stride`-th one. When it is full,
     every second row is dropped and the stride doubles, so that it spans the past evenly; from stride 32 on (16,384
-    rows) the oldest are replaced instead. Both are computed again, between batches, once the sample gained a quarter. Before
-    row 64 there are no features (missing, not inactive). A neuron that did not change, to 1e-6 of its size, is never
-    active; z is cut at 1e6. Everything counts rows, never time, so the same batches give the same codes.
+    rows) the oldest are replaced instead. Both are computed again, between batches, once the sample gained a quarter.
+    Before row 64 there are no features (missing, not inactive). A neuron that did not change, to 1e-6 of its size, is
+    never active; z is cut at 1e6. Everything counts rows, never time: the same batches give the same codes.
     """
 
     SIGMAS: Final = 1.5
@@ -334,4 +334,5 @@ def _finite_rows(x: Floats) -> npt.NDArray[np.bool_]:
     finite = np.isfinite(x)
     if finite.all():
         return np.ones(len(x), np.bool_)
-    return np.logical_and.reduce(finite, axis=1)
+    whole: npt.NDArray[np.bool_] = np.logical_and.reduce(finite, axis=1)
+    return whole

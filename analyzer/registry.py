@@ -1,0 +1,114 @@
+"""Which dictionaries there are, and which one belongs to a stream.
+
+Looked for in `analyzer/dictionaries/` (those that ship) and in the directories of INTERLATENT_DICTIONARIES (separated
+like PATH); an artifact is a directory directly below one of them. Loading costs a read and a hash of the file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import math
+import os
+from pathlib import Path
+
+from interlatent_live.analyzer.dictionary import CFG, Dictionary, load
+from interlatent_live.stream.errors import DictionaryError, DictionaryMismatch
+from interlatent_live.stream.manifest import Manifest
+
+__all__ = ["VARIABLE", "check", "find", "installed", "match", "shipped"]
+
+log = logging.getLogger(__name__)
+
+SHIPPED = Path(__file__).resolve().parent / "dictionaries"
+VARIABLE = "INTERLATENT_DICTIONARIES"
+
+
+def shipped() -> list[Dictionary]:
+    """The dictionaries of the reference agents, by name."""
+    return [load(path) for path in _artifacts(SHIPPED)]
+
+
+def installed() -> list[Dictionary]:
+    """Those that ship, and those of INTERLATENT_DICTIONARIES; a damaged one is logged and left out."""
+    found = []
+    for path in (p for place in _places() for p in _artifacts(place)):
+        try:
+            found.append(load(path))
+        except DictionaryError as error:
+            log.warning("dictionary left out: %s", error)
+    return found
+
+
+def find(name_or_path: str | Path) -> Dictionary:
+    """By path where there is one, else by name, else by the beginning (8 digits or more) of its hash."""
+    path = Path(name_or_path)
+    if path.exists():
+        return load(path)
+    wanted = str(name_or_path)
+    if os.sep in wanted or path.suffix:
+        return load(path)  # says what is missing there
+    for place in _places():
+        if (place / wanted / CFG).is_file():
+            return load(place / wanted)
+    known = installed()
+    for dictionary in known:
+        if dictionary.name == wanted or (len(wanted) >= 8 and dictionary.hash.startswith(wanted)):
+            return dictionary
+    names = sorted({d.name for d in known})
+    close = difflib.get_close_matches(wanted, names, n=3) or names
+    raise DictionaryError(
+        f"no dictionary named {wanted!r}; there are: {', '.join(close) or 'none'}. Give a path, or set {VARIABLE}"
+    )
+
+
+def match(manifest: Manifest) -> list[Dictionary]:
+    """Those whose model hash and tap points are the stream's, the best reconstruction of each output point first."""
+    fitting = []
+    for dictionary in installed():
+        try:
+            note = check(dictionary, manifest)
+        except DictionaryMismatch:
+            continue
+        if note is None:
+            fitting.append(dictionary)
+    return sorted(fitting, key=lambda d: (d.cfg.output, _fvu(d), d.hash))
+
+
+def check(dictionary: Dictionary, manifest: Manifest) -> str | None:
+    """None where it belongs to the stream; else why its features are doubtful, for the store to mark.
+
+    Where it cannot even be computed (a tap point missing or of another width): DictionaryMismatch.
+    """
+    cfg = dictionary.cfg
+    points = {p.name: math.prod(p.shape) for p in manifest.tap_points}
+    for point, width in ((cfg.input, cfg.d_in), (cfg.output, cfg.d_out)):
+        if point not in points:
+            there = ", ".join(points) or "none"
+            raise DictionaryMismatch(f"{cfg.name!r} needs tap point {point!r}; the stream has {there}: tap it as well")
+        if points[point] != width:
+            raise DictionaryMismatch(f"{cfg.name!r} expects width {width} at {point!r}; the stream has {points[point]}")
+    if not cfg.model_hash or not manifest.weights_hash:
+        return f"{cfg.name!r} or the stream does not say which weights it is of"
+    if cfg.model_hash != manifest.weights_hash:
+        ours, theirs = cfg.model_hash[:12], manifest.weights_hash[:12]
+        return f"{cfg.name!r} is of the weights {ours}, the stream of {theirs}: train one for these"
+    if manifest.weights == "changing":
+        return f"the stream's weights are changing; {cfg.name!r} is of those it began with"
+    return None
+
+
+def _fvu(dictionary: Dictionary) -> float:
+    value = (dictionary.card or {}).get("fvu")
+    return float(value) if isinstance(value, (int, float)) else math.inf
+
+
+def _places() -> list[Path]:
+    extra = os.environ.get(VARIABLE, "")
+    return [SHIPPED, *(Path(p) for p in extra.split(os.pathsep) if p)]
+
+
+def _artifacts(place: Path) -> list[Path]:
+    if not place.is_dir():
+        return []
+    return sorted(p for p in place.iterdir() if not p.name.startswith(".") and (p / CFG).is_file())
