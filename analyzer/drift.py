@@ -27,6 +27,7 @@ from interlatent_live.analyzer.quality import Quality
 __all__ = ["Alarm", "DriftMonitor"]
 
 Measure = Literal["fvu", "l0"]
+_ADWIN: Any = ADWIN  # river annotates half of it
 WINDOWS: Final = 3
 """Windows running that open or shut the gate."""
 ADWIN_DELTA: Final = 0.002
@@ -92,7 +93,7 @@ class _Watch:
             # A measure that never varied on the card (TopK's L0) has no scale of its own: take its size.
             half = 0.5 * (width if width > 1e-9 * abs(card["q99"]) else abs(card["q99"]) or 1.0)
             self._scale = (card["q01"] - half, card["q99"] + half)
-        self._adwin = ADWIN(delta=ADWIN_DELTA, clock=ADWIN_CLOCK)
+        self._adwin = _ADWIN(delta=ADWIN_DELTA, clock=ADWIN_CLOCK)
         self._starts: list[int] = []  # first_seq of the windows that ADWIN still holds
 
     def update(self, window: Quality, value: float) -> list[Alarm]:

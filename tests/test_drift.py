@@ -40,7 +40,7 @@ def test_the_gate_shuts_after_three_seconds_inside_and_opens_again() -> None:
     feed(monitor, [0.2] * 3 + [0.05] * 2)
     assert monitor.outside == ("fvu",)
     feed(monitor, [0.05])
-    assert monitor.outside == ()
+    assert not monitor.outside
     assert len([a for a in feed(monitor, [0.2] * 3) if a.kind == "gate"]) == 1
 
 
