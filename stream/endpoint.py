@@ -1,6 +1,7 @@
 """Addresses: the one default, what a user may write for it, and who holds one that is taken.
 
-Accepted: `tcp://host:port`, `host:port`, `:port`, `port`, `ipc:///path`. A missing host is the loopback, so nothing is offered to a network
+Accepted: `tcp://host:port`, `host:port`, `:port`, `port`, `ipc:///path`. A missing host is the loopback, so nothing is
+offered to a network
 unless the address says so (`tcp://*:5570`, or the address of an interface).
 """
 
@@ -37,7 +38,9 @@ def bind_address(endpoint: str) -> str:
 
 
 def connect_address(endpoint: str) -> str:
-    """`endpoint` as ZeroMQ connects to it; raises EndpointError. An address bound on every interface is reached by the loopback."""
+    """`endpoint` as ZeroMQ connects to it; raises EndpointError. An address bound on every interface is reached by the
+    loopback.
+    """
     address = bind_address(endpoint)
     if address.startswith("ipc://"):
         return address
@@ -72,8 +75,10 @@ def holder(endpoint: str) -> str | None:
 def keep_alive(socket: zmq.Socket[bytes]) -> None:
     """Let the kernel notice a peer's host that vanished, within half a minute.
 
-    Not ZeroMQ's own heartbeats: what a subscriber writes to a publisher that has closed, be it a PING, makes the kernel reset the
-    connection and drop what the subscriber had yet to fetch (a slow one lost 900 of 3,600 frames so); and one that is busy for
+    Not ZeroMQ's own heartbeats: what a subscriber writes to a publisher that has closed, be it a PING, makes the kernel
+    reset the
+    connection and drop what the subscriber had yet to fetch (a slow one lost 900 of 3,600 frames so); and one that is
+    busy for
     longer than the timeout, its queue full, would be taken for dead.
     """
     socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
@@ -95,7 +100,8 @@ def _split(endpoint: str) -> tuple[str, str]:
     match = _TCP.fullmatch(endpoint if ":" in endpoint else f":{endpoint}")
     if match is None or (match["port"] != "*" and not 0 < int(match["port"]) < 65_536):
         raise EndpointError(
-            f"endpoint {endpoint!r} is not an address; write 'tcp://host:port' with a port of 1 to 65535 (the default is {DEFAULT_ENDPOINT}) or 'ipc:///path'"
+            f"endpoint {endpoint!r} is not an address; write 'tcp://host:port' with a port of 1 to 65535 "
+            f"(the default is {DEFAULT_ENDPOINT}) or 'ipc:///path'"
         )
     return match["host"], match["port"]
 
@@ -119,7 +125,8 @@ def _unix_inodes(path: str) -> set[str]:
         lines = Path("/proc/net/unix").read_text("utf-8", "replace").splitlines()[1:]
     except OSError:
         return set()
-    return {fields[6] for fields in (line.split(maxsplit=7) for line in lines) if len(fields) == 8 and fields[7] == path}
+    rows = (line.split(maxsplit=7) for line in lines)
+    return {fields[6] for fields in rows if len(fields) == 8 and fields[7] == path}
 
 
 def _process_with(wanted: set[str]) -> str | None:

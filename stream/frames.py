@@ -1,7 +1,9 @@
 """A frame is one step of one environment; a FrameBatch is consecutive frames, columnar.
 
-A FrameBatch is sent, recorded, replayed, analysed and committed whole, and never re-cut: the same batches give the same analysis.
-It holds numpy arrays only and costs no copy to decode from the wire; the cheaper alternative is `Signals` in `stream.wire` (a few numbers a second).
+A FrameBatch is sent, recorded, replayed, analysed and committed whole, and never re-cut: the same batches give the same
+analysis.
+It holds numpy arrays only and costs no copy to decode from the wire; the cheaper alternative is `Signals` in
+`stream.wire` (a few numbers a second).
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ __all__ = ["BASE_COLUMNS", "FrameBatch", "seconds"]
 Array = npt.NDArray[Any]
 
 BASE_COLUMNS: Mapping[str, str] = {
-    "step": "<i8",  # number of the agent's step, shared by the environments of a vector; steps without a frame are counted too
+    # number of the agent's step, shared by the environments of a vector; steps without a frame are counted too
+    "step": "<i8",
     "env": "<i4",  # index of the environment
     "episode": "<i4",  # number of the episode in its environment, from 0
     "episode_step": "<i4",  # step within the episode, from 0
@@ -32,7 +35,8 @@ BASE_COLUMNS: Mapping[str, str] = {
 """Row columns that every batch has, with their wire dtype."""
 
 OPTIONAL_COLUMNS: tuple[str, ...] = ("observation", "metrics", "action", "reward", "terminated", "truncated")
-"""observation (n, k) float32; metrics (n, m) float64, NaN where unknown; action (n, a); reward (n,) float64, NaN where unknown; terminated, truncated (n,) bool."""
+"""observation (n, k) float32; metrics (n, m) float64, NaN where unknown; action (n, a); reward (n,) float64, NaN where
+unknown; terminated, truncated (n,) bool."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,7 +44,8 @@ class FrameBatch:
     """Consecutive frames of one stream.
 
     `columns[name]`: (rows, ...) arrays, see BASE_COLUMNS and OPTIONAL_COLUMNS.
-    `activations[point]`: (m, *shape) float32/float16 arrays, or uint16 holding bfloat16 bits (the manifest's dtype says which).
+    `activations[point]`: (m, *shape) float32/float16 arrays, or uint16 holding bfloat16 bits (the manifest's dtype says
+    which).
     `present[point]`: (m,) int32 row indices, only where some rows ran no forward (m < rows).
     """
 
@@ -59,7 +64,9 @@ class FrameBatch:
     def __post_init__(self) -> None:
         missing = [name for name in BASE_COLUMNS if name not in self.columns]
         if missing:
-            raise MalformedMessage(f"frame batch lacks the column(s) {', '.join(missing)}; docs/wire.md lists those required")
+            raise MalformedMessage(
+                f"frame batch lacks the column(s) {', '.join(missing)}; docs/wire.md lists those required"
+            )
         rows = len(self.columns["step"])
         if rows == 0:
             raise MalformedMessage("frame batch has 0 rows; an empty batch is not sent")
@@ -70,9 +77,11 @@ class FrameBatch:
             index = self.present.get(point)
             expected = rows if index is None else len(index)
             if values.ndim == 0 or len(values) != expected:
-                raise MalformedMessage(f"activations of {point!r} have shape {values.shape}, but {expected} rows are announced")
+                raise MalformedMessage(
+                    f"activations of {point!r} have shape {values.shape}, but {expected} rows are announced"
+                )
             if index is not None and len(index) and not (
-                0 <= int(index[0]) and int(index[-1]) < rows and bool(np.all(np.diff(index) > 0))
+                int(index[0]) >= 0 and int(index[-1]) < rows and bool(np.all(np.diff(index) > 0))
             ):
                 raise MalformedMessage(f"row indices of {point!r} are not strictly rising within 0..{rows - 1}")
 

@@ -3,7 +3,8 @@
     produced = queue_dropped + recorded + record_failed                        where a recording is made
     produced = queue_dropped + not_subscribed + wire_lost + received           for each subscriber
 
-A PUB socket at its high-water mark drops without telling, so loss on the wire is what the subscriber finds missing from the sequence numbers; the heartbeat bounds the tail.
+A PUB socket at its high-water mark drops without telling, so loss on the wire is what the subscriber finds missing from
+the sequence numbers; the heartbeat bounds the tail.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class Gap:
 class SubscriberLedger:
     """Accounts of one boot of one run, kept by its subscriber.
 
-    A subscriber that comes back builds it with the counts it had stored and `attached=False`: what lies between is not_subscribed.
+    A subscriber that comes back builds it with the counts it had stored and `attached=False`: what lies between is
+    not_subscribed.
     """
 
     next_seq: int = 0
@@ -56,7 +58,8 @@ class SubscriberLedger:
         return self.queue_dropped + self.not_subscribed + self.wire_lost + self.received
 
     def batch(self, batch: FrameBatch) -> list[Gap] | None:
-        """Account for an arrived batch; return the gaps before it, or None if it was seen before (and must be ignored)."""
+        """Account for an arrived batch; return the gaps before it, or None if it was seen before (and must be ignored).
+        """
         if batch.first_seq < self.next_seq:
             self.duplicate += batch.rows
             return None
@@ -67,7 +70,9 @@ class SubscriberLedger:
         return gaps
 
     def bound(self, accounts: Heartbeat) -> list[Gap]:
-        """Account for the tail that a heartbeat or a farewell announces: a PUB socket keeps order, so what was sent before it is here or lost."""
+        """Account for the tail that a heartbeat or a farewell announces: a PUB socket keeps order, so what was sent
+        before it is here or lost.
+        """
         if accounts.produced <= self.next_seq or (not self.attached and type(accounts) is Heartbeat):
             return []  # nothing missing; or nothing received yet, and the first batch will say what was missed
         gaps = self._gap(accounts.produced, accounts.queue_dropped)
@@ -84,5 +89,8 @@ class SubscriberLedger:
             self.wire_lost += rest
         else:
             self.not_subscribed += rest
-        named = (Gap(begin, until, "queue_dropped", dropped), Gap(begin, until, "wire_lost" if self.attached else "not_subscribed", rest))
+        named = (
+            Gap(begin, until, "queue_dropped", dropped),
+            Gap(begin, until, "wire_lost" if self.attached else "not_subscribed", rest),
+        )
         return [gap for gap in named if gap.lost]

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgpack
 
@@ -20,13 +20,19 @@ from interlatent_live.stream.errors import MalformedMessage
 __all__ = ["ActionSpec", "Manifest", "MetricSpec", "TapPointSpec", "check_run"]
 
 MetricScope = Literal["observation", "transition"]
-_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_MAX_COUNT: Final = 1 << 62
+_MAX_SIZE: Final = 1 << 31
+_MAX_NDIM: Final = 16
+_RUN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def check_run(run: str) -> str:
     """Return `run`, or raise MalformedMessage: it becomes part of a topic and of file names."""
     if not isinstance(run, str) or not _RUN.fullmatch(run):
-        raise MalformedMessage(f"run name {run!r} is not usable; take 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit")
+        raise MalformedMessage(
+            f"run name {run!r} is not usable; take 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter "
+            "or digit"
+        )
     return run
 
 
@@ -110,35 +116,34 @@ class Manifest:
         """Inverse of `to_dict`. Unknown keys are ignored; wrong types raise MalformedMessage."""
         try:
             period = data.get("step_period_s")
-            if period is not None and not (isinstance(period, (int, float)) and math.isfinite(period)):
-                raise MalformedMessage(f"manifest: step_period_s is {period!r}; it must be a finite number of seconds or null")
+            if period is not None and not (isinstance(period, (int, float)) and math.isfinite(period) and period >= 0):
+                raise MalformedMessage(f"manifest: step_period_s is {period!r}; seconds or null are required")
             action = data.get("action", {})
             return cls(
                 run=data["run"],
                 boot=str(data["boot"]),
-                started_wall_ns=int(data["started_wall_ns"]),
-                started_monotonic_ns=int(data["started_monotonic_ns"]),
+                started_wall_ns=_whole(data, "started_wall_ns"),
+                started_monotonic_ns=_whole(data, "started_monotonic_ns"),
                 host=str(data.get("host", "")),
                 host_boot=str(data.get("host_boot", "")),
-                pid=int(data.get("pid", 0)),
+                pid=_whole(data, "pid", 0),
                 agent=str(data.get("agent", "")),
                 environment=str(data.get("environment", "")),
-                num_envs=int(data.get("num_envs", 1)),
+                num_envs=_whole(data, "num_envs", 1),
                 step_period_s=None if period is None else float(period),
                 tap_points=tuple(
-                    TapPointSpec(str(p["name"]), str(p["dtype"]), tuple(int(d) for d in p["shape"]), str(p.get("module", "")))
+                    TapPointSpec(str(p["name"]), str(p["dtype"]), _shape(p["shape"]), str(p.get("module", "")))
                     for p in data.get("tap_points", ())
                 ),
-                metrics=tuple(
-                    MetricSpec(str(m["name"]), str(m.get("unit", "")), m.get("scope", "observation"), str(m.get("description", "")))
-                    for m in data.get("metrics", ())
-                ),
-                observation_shape=tuple(int(d) for d in data.get("observation_shape", ())),
+                metrics=tuple(_metric(m) for m in data.get("metrics", ())),
+                observation_shape=_shape(data.get("observation_shape", ())),
                 observation_names=tuple(str(n) for n in data.get("observation_names", ())),
                 action=ActionSpec(
-                    action.get("kind", "unknown"), tuple(int(d) for d in action.get("shape", ())), tuple(str(n) for n in action.get("names", ()))
+                    _one_of(action.get("kind"), ("discrete", "continuous"), "unknown"),
+                    _shape(action.get("shape", ())),
+                    tuple(str(n) for n in action.get("names", ())),
                 ),
-                weights=data.get("weights", "frozen"),
+                weights=_one_of(data.get("weights"), ("frozen", "none"), "changing"),
                 weights_hash=str(data.get("weights_hash", "")),
                 software={str(k): str(v) for k, v in dict(data.get("software", {})).items()},
             )
@@ -166,3 +171,27 @@ def _canonical(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_canonical(v) for v in value]
     return value
+
+
+def _whole(data: Mapping[str, Any], name: str, default: int | None = None) -> int:
+    value = data[name] if default is None else data.get(name, default)
+    if type(value) is not int or not 0 <= value < _MAX_COUNT:
+        raise MalformedMessage(f"manifest: {name} is {value!r}; a whole number from 0 to 2^62 is required")
+    return value
+
+
+def _shape(sizes: Any) -> tuple[int, ...]:
+    shape = tuple(sizes)
+    if len(shape) > _MAX_NDIM or not all(type(d) is int and 0 <= d < _MAX_SIZE for d in shape):
+        raise MalformedMessage(f"manifest: shape {str(shape)[:80]} is not at most {_MAX_NDIM} sizes below 2^31")
+    return shape
+
+
+def _metric(data: Mapping[str, Any]) -> MetricSpec:
+    scope: MetricScope = _one_of(data.get("scope"), ("observation",), "transition")
+    return MetricSpec(str(data["name"]), str(data.get("unit", "")), scope, str(data.get("description", "")))
+
+
+def _one_of(value: Any, known: tuple[Any, ...], otherwise: Any) -> Any:
+    """`value` where it is known; what a newer writer may say besides is read as the weakest claim."""
+    return value if value in known else otherwise

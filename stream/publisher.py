@@ -1,6 +1,8 @@
-"""The publishing socket. Sending never blocks: a subscriber that cannot keep up loses messages, the agent loses nothing.
+"""The publishing socket. Sending never blocks: a subscriber that cannot keep up loses messages, the agent loses
+nothing.
 
-At its high-water mark a PUB socket drops the newest messages of that subscriber without telling, so nobody counts loss here;
+At its high-water mark a PUB socket drops the newest messages of that subscriber without telling, so nobody counts loss
+here;
 the subscriber finds it in the sequence numbers. `offer` is for replay, which may wait where an agent may not.
 Costs about 20 µs a message; the caller is the sender's thread, never the agent's.
 """
@@ -28,7 +30,8 @@ _MAX_TOPIC_BYTES: Final = 128
 class Publisher:
     """An XPUB socket bound to an endpoint.
 
-    Made on one thread, it may be handed to another before the first use there; it is not safe on two at once. After a fork it is inert in the child.
+    Made on one thread, it may be handed to another before the first use there; it is not safe on two at once. After a
+    fork it is inert in the child.
     """
 
     def __init__(self, endpoint: str, *, hwm: int = 1000) -> None:
@@ -42,7 +45,8 @@ class Publisher:
         # linger before bind: a socket that fails later must not hang the process at exit
         self._socket.linger = int(_LINGER_S * 1e3)
         self._socket.sndhwm = hwm
-        self._socket.setsockopt(zmq.XPUB_VERBOSER, 1)  # every subscription and its end, repeated ones too: they are counted
+        # every subscription and its end, repeated ones too: they are counted
+        self._socket.setsockopt(zmq.XPUB_VERBOSER, 1)
         keep_alive(self._socket)
         self._socket.setsockopt(zmq.MAXMSGSIZE, 1 << 16)  # what subscribers send is short
         if "[" in address:
@@ -55,7 +59,9 @@ class Publisher:
             self.close()
             if error.errno == zmq.EADDRINUSE:
                 raise _in_use(address) from error
-            raise EndpointError(f"cannot bind {address}: {error.strerror}; choose an address of this machine") from error
+            raise EndpointError(
+                f"cannot bind {address}: {error.strerror}; choose an address of this machine"
+            ) from error
         except EndpointInUse:
             self.close()
             raise
@@ -128,13 +134,16 @@ class Publisher:
 
 
 def _reaches_frames(prefix: bytes) -> bool:
-    parts = prefix.split(b"/")
-    version, kind = f"v{VERSION}".encode(), b"frames"
-    if len(parts) == 1:
-        return version.startswith(parts[0])
-    return parts[0] == version and (len(parts) == 2 or kind.startswith(parts[2]) if len(parts) < 4 else parts[2] == kind)
+    """Whether the topic of some run's frames begins with `prefix`."""
+    version, kind = f"v{VERSION}/".encode(), b"frames/"
+    if len(prefix) <= len(version):
+        return version.startswith(prefix)
+    _, slash, rest = prefix.removeprefix(version).partition(b"/")
+    return prefix.startswith(version) and (not slash or kind.startswith(rest))
 
 
 def _in_use(address: str) -> EndpointInUse:
     who = holder(address) or "another process"
-    return EndpointInUse(f"{address} is taken by {who}; stop it, or choose another endpoint (tcp://127.0.0.1:* takes a free port)")
+    return EndpointInUse(
+        f"{address} is taken by {who}; stop it, or choose another endpoint (tcp://127.0.0.1:* takes a free port)"
+    )

@@ -1,6 +1,7 @@
 """Reading a recording, also one whose tail is missing, in bounded memory: one chunk at a time. Needs no torch.
 
-Messages come in written order, which is the order in which they were sent. Times are seconds of frame time: an agent's monotonic clock since the
+Messages come in written order, which is the order in which they were sent. Times are seconds of frame time: an agent's
+monotonic clock since the
 first frame of the file. Where the agent was started again, its later boots are placed by wall clock.
 """
 
@@ -42,7 +43,9 @@ class Recording:
     """A recording that may be read several times, and by several readers."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Open `path`. Raises RecordingError where it cannot be opened, RecordingDamaged where it is not a recording of ours."""
+        """Open `path`. Raises RecordingError where it cannot be opened, RecordingDamaged where it is not a recording of
+        ours.
+        """
         self.path = Path(path)
         self.damaged: str | None = None
         """What was found missing or broken, once reading came to it."""
@@ -55,14 +58,18 @@ class Recording:
             if number >= _MANIFEST_WITHIN:
                 break
         if first is None:
-            raise RecordingDamaged(f"{self.path} holds no manifest{f' ({self.damaged})' if self.damaged else ''}; it cannot be understood")
+            raise RecordingDamaged(
+                f"{self.path} holds no manifest{f' ({self.damaged})' if self.damaged else ''}; it cannot be "
+                "understood"
+            )
         self.manifest: Manifest = first
         """The first manifest of the file."""
 
     def messages(self, from_s: float | None = None, to_s: float | None = None) -> Iterator[Message]:
         """All messages in written order, or those of [from_s, to_s) in seconds of frame time.
 
-        Batches are never cut: one belongs where its first row is. Manifests always come, so that what follows is understood.
+        Batches are never cut: one belongs where its first row is. Manifests always come, so that what follows is
+        understood.
         """
         axis = FrameClock()
         now = 0.0
@@ -90,7 +97,8 @@ class Recording:
                 for step in message.columns["step"].tolist():
                     if last_step != (message.boot, step):
                         steps, last_step = steps + 1, (message.boot, step)
-                for env, episode in zip(message.columns["env"].tolist(), message.columns["episode"].tolist(), strict=True):
+                pairs = zip(message.columns["env"].tolist(), message.columns["episode"].tolist(), strict=True)
+                for env, episode in pairs:
                     if current.get((message.boot, env)) != episode:
                         episodes, current[(message.boot, env)] = episodes + 1, episode
                 begin = now if begin is None else begin
@@ -143,7 +151,9 @@ class Recording:
                     yield message
 
     def _records(self) -> Iterator[McapRecord]:
-        """Records of the data section, chunks opened; ends quietly at the first byte that cannot be read, and says so in `damaged`."""
+        """Records of the data section, chunks opened; ends quietly at the first byte that cannot be read, and says so
+        in `damaged`.
+        """
         try:
             file = open(self.path, "rb")  # noqa: SIM115 - closed below, and by the generator's end
         except OSError as error:
@@ -156,7 +166,9 @@ class Recording:
                         ours = True
                         if record.metadata.get("format") != FORMAT:
                             found = record.metadata.get("format")
-                            raise RecordingDamaged(f"{self.path} has format {found!r}; this build reads {FORMAT}: upgrade the older side")
+                            raise RecordingDamaged(
+                                f"{self.path} has format {found!r}; this build reads {FORMAT}: upgrade the older side"
+                            )
                     elif isinstance(record, (Chunk, Record)) and not ours:
                         raise RecordingDamaged(f"{self.path} is an MCAP file, but no recording of Interlatent Live")
                     elif isinstance(record, Chunk):
@@ -167,7 +179,9 @@ class Recording:
                         yield record
             except (McapError, EndOfFile, struct.error, ValueError, MemoryError, OverflowError) as error:
                 if not ours:
-                    raise RecordingDamaged(f"{self.path} is not a recording: {type(error).__name__} at byte {file.tell()}") from error
+                    raise RecordingDamaged(
+                        f"{self.path} is not a recording: {type(error).__name__} at byte {file.tell()}"
+                    ) from error
                 if not complete:
                     self._found(f"its tail is missing after byte {file.tell()}: it was not closed, or was cut off")
 

@@ -1,7 +1,9 @@
 """Recordings: MCAP files with zstd, written message by message as they are sent (docs/recording.md).
 
-The writer collects one chunk in memory and puts it on the disk in one piece, every second and whenever CHUNK_BYTES are reached. A chunk that does
-not fit is taken back whole, so what counts as recorded can be read. Nothing is synced to the disk: a crash of the process loses at most a second,
+The writer collects one chunk in memory and puts it on the disk in one piece, every second and whenever CHUNK_BYTES are
+reached. A chunk that does
+not fit is taken back whole, so what counts as recorded can be read. Nothing is synced to the disk: a crash of the
+process loses at most a second,
 a loss of power what the system had not written.
 """
 
@@ -32,21 +34,29 @@ METADATA: Final = "interlatent-live"
 
 _INTEGER: Final = {"type": "integer"}
 _TIME: Final = {"type": "object", "title": "time", "properties": {"sec": _INTEGER, "nsec": _INTEGER}}
+_COUNTS: Final = {"produced": _INTEGER, "queue_dropped": _INTEGER, "recorded": _INTEGER, "record_failed": _INTEGER}
 _SCHEMAS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "frames": (
         "interlatent.Frames",
         {
             "type": "object",
-            "description": "Consecutive frames, columnar. buffers[i] = [name, dtype, shape] describes data[i], little-endian; see docs/wire.md.",
+            "description": "Consecutive frames; buffers[i] = [name, dtype, shape] of data[i]; see docs/recording.md",
             "properties": {"run": {"type": "string"}, "boot": {"type": "string"}, "seq": _INTEGER, "rows": _INTEGER},
         },
     ),
-    "manifest": ("interlatent.Manifest", {"type": "object", "properties": {"hash": {"type": "string"}, "manifest": {"type": "object"}}}),
-    "heartbeat": ("interlatent.Heartbeat", {"type": "object", "properties": {"produced": _INTEGER, "recorded": _INTEGER}}),
-    "bye": ("interlatent.Bye", {"type": "object", "properties": {"produced": _INTEGER, "recorded": _INTEGER}}),
+    "manifest": (
+        "interlatent.Manifest",
+        {"type": "object", "properties": {"hash": {"type": "string"}, "manifest": {"type": "object"}}},
+    ),
+    "heartbeat": ("interlatent.Heartbeat", {"type": "object", "properties": _COUNTS}),
+    "bye": ("interlatent.Bye", {"type": "object", "properties": _COUNTS}),
     "signals": (
         "interlatent.Signals",
-        {"type": "object", "description": "name: number; null is NaN or infinity", "additionalProperties": {"type": ["number", "null"]}},
+        {
+            "type": "object",
+            "description": "name: number; null is NaN or infinity",
+            "additionalProperties": {"type": ["number", "null"]},
+        },
     ),
     "picture": (
         "foxglove.CompressedImage",
@@ -93,18 +103,22 @@ class Recorder:
             raise
 
     def write(self, message: Message) -> None:
-        """Append a message. A manifest already in the file is left out. Raises RecordingError, after which the recorder is closed."""
+        """Append a message. A manifest already in the file is left out. Raises RecordingError, after which the recorder
+        is closed.
+        """
         if not self._file.usable():
             raise RecordingError(f"recording {self.path} is closed")
         if self._run is None:
             self._run = message.run
         elif message.run != self._run:
-            raise RecordingError(f"recording {self.path} holds run {self._run!r}; a message of {message.run!r} needs its own file")
-        kind, header, wall_ns, buffers = pack(message)
+            raise RecordingError(
+                f"recording {self.path} holds run {self._run!r}; a message of {message.run!r} needs its own file"
+            )
         if isinstance(message, Manifest):
             if message.hash in self._manifests:
                 return
             self._manifests.add(message.hash)
+        kind, header, wall_ns, buffers = pack(message)
         if isinstance(message, Signals):
             channel, data = self._channel("/signals", kind, "json"), _signals_json(message)
         elif isinstance(message, Picture):
@@ -112,6 +126,7 @@ class Recorder:
         else:
             channel, data = self._channel(f"/{kind}", kind, "msgpack"), msgpack.packb(header | {"data": buffers})
         sequence = message.first_seq & 0xFFFFFFFF if isinstance(message, FrameBatch) else 0
+        wall_ns = max(0, wall_ns)  # MCAP times are unsigned
         self._writer.add_message(channel, wall_ns, data, wall_ns, sequence)
         self._chunk_bytes += len(data)
         if isinstance(message, FrameBatch):
@@ -120,19 +135,26 @@ class Recorder:
             self.flush()  # a manifest at once: a file without one cannot be read
 
     def flush(self) -> None:
-        """Close the chunk and write it. Raises RecordingError, after which the recorder is closed and `pending_frames` were not recorded."""
+        """Close the chunk and write it. Raises RecordingError, after which the recorder is closed and `pending_frames`
+        were not recorded.
+        """
         if not self._file.usable():
             return
         try:
             self._writer.flush()
         except OSError as error:
             self._file.close()
-            raise RecordingError(f"recording {self.path} stopped after {self.frames} frames: {error.strerror}; free some space or record elsewhere") from error
+            raise RecordingError(
+                f"recording {self.path} stopped after {self.frames} frames: {error.strerror}; free some space or "
+                "record elsewhere"
+            ) from error
         self.frames += self.pending_frames
         self.pending_frames = self._chunk_bytes = 0
 
     def close(self) -> None:
-        """Write what is pending and the index. Twice is once. Raises RecordingError if that fails; what was flushed stays readable."""
+        """Write what is pending and the index. Twice is once. Raises RecordingError if that fails; what was flushed
+        stays readable.
+        """
         if not self._file.usable():
             self._file.close()
             return
@@ -141,16 +163,23 @@ class Recorder:
             self._writer.finish()
             self._file.flush()
         except OSError as error:
-            raise RecordingError(f"recording {self.path} has no index: {error.strerror}; its {self.frames} frames are readable") from error
+            raise RecordingError(
+                f"recording {self.path} has no index: {error.strerror}; its {self.frames} frames are readable"
+            ) from error
         finally:
             self._file.close()
+
+    def abandon(self) -> None:
+        """Close the file without the open chunk. Twice is once."""
+        self._file.close()
 
     def _channel(self, topic: str, kind: str, encoding: str) -> int:
         if topic not in self._channels:
             if kind not in self._schemas:
                 name, schema = _SCHEMAS[kind]
                 self._schemas[kind] = self._writer.register_schema(name, "jsonschema", json.dumps(schema).encode())
-            self._channels[topic] = self._writer.register_channel(topic, encoding, self._schemas[kind], {"run": self._run or ""})
+            metadata = {"run": self._run or ""}
+            self._channels[topic] = self._writer.register_channel(topic, encoding, self._schemas[kind], metadata)
         return self._channels[topic]
 
 
@@ -164,7 +193,9 @@ class _Spool:
         try:
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         except FileExistsError as error:
-            raise RecordingExists(f"recording {path} exists and is never overwritten; choose another name or remove it") from error
+            raise RecordingExists(
+                f"recording {path} exists and is never overwritten; choose another name or remove it"
+            ) from error
         except OSError as error:
             raise RecordingError(f"recording {path} cannot be made: {error.strerror}") from error
 

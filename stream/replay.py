@@ -1,7 +1,9 @@
 """Send a recording again, through the same door as a live agent: the same messages, numbers and clocks.
 
-Paced by frame time, or as fast as the slowest subscriber takes it: a replay may wait where an agent may not, so it offers each message until every
-subscriber has room. One that takes nothing for PATIENCE_S is passed over, said once, and finds its loss in the sequence numbers.
+Paced by frame time, or as fast as the slowest subscriber takes it: a replay may wait where an agent may not, so it
+offers each message until every
+subscriber has room. One that takes nothing for PATIENCE_S is passed over, said once, and finds its loss in the sequence
+numbers.
 """
 
 from __future__ import annotations
@@ -56,10 +58,13 @@ def replay(
     wait_subscriber_s: float = 0.0,
     stop: Callable[[], bool] = lambda: False,
 ) -> ReplayReport:
-    """Send what [from_s, to_s) (seconds of frame time) of `recording` holds, `speed` times as fast as it was lived; math.inf: unpaced.
+    """Send what [from_s, to_s) (seconds of frame time) of `recording` holds, `speed` times as fast as it was lived;
+    math.inf: unpaced.
 
-    Waits up to `wait_subscriber_s` for a subscriber before it begins. It ends with a farewell always, made up where the recorded one is not reached,
-    so that subscribers commit and leave. The publisher stays open: close it with a linger that lets slow subscribers fetch the rest.
+    Waits up to `wait_subscriber_s` for a subscriber before it begins. It ends with a farewell always, made up where the
+    recorded one is not reached,
+    so that subscribers commit and leave. The publisher stays open: close it with a linger that lets slow subscribers
+    fetch the rest.
     """
     if not speed > 0:
         raise RecordingError(f"replay speed {speed} is not above 0; 1 is real time, inf as fast as possible")
@@ -87,7 +92,8 @@ class _Replay:
                 self._manifest = message
             if begin_s is None and isinstance(message, FrameBatch):
                 begin, begin_s = time.monotonic(), now
-            if begin_s is not None and not self._pace(begin + (now - begin_s) / self._speed) or not self._send(message):
+            due = begin if begin_s is None else begin + (now - begin_s) / self._speed
+            if not (self._pace(due) and self._send(message)):
                 stopped = True
                 break
             if isinstance(message, FrameBatch):
@@ -150,7 +156,10 @@ class _Replay:
 
     def _pass_over(self, message: Message) -> None:
         if not self._passed_over:
-            _LOG.warning("replay goes on without a subscriber that took nothing for %g s; it will find frames missing", PATIENCE_S)
+            _LOG.warning(
+                "replay goes on without a subscriber that took nothing for %g s; it will find frames missing",
+                PATIENCE_S,
+            )
         self._passed_over += 1
         self._patience_s = 0.0  # do not wait again for each message, until all have room once more
         self._publisher.send(message)

@@ -14,7 +14,7 @@ Clocks: the timer, heartbeats and flushes go by this host's monotonic clock, sig
 from __future__ import annotations
 
 import atexit
-import dataclasses
+import contextlib
 import logging
 import math
 import os
@@ -23,7 +23,8 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import Final
+from functools import partial
+from typing import Final, TypeVar
 
 from interlatent_live.stream.errors import InterlatentError, RecordingError, WireError
 from interlatent_live.stream.frames import FrameBatch
@@ -34,8 +35,11 @@ from interlatent_live.stream.wire import Bye, Heartbeat, Message, Picture, Signa
 
 __all__ = ["Sender"]
 
+_T = TypeVar("_T")
 _LOG = logging.getLogger(__name__)
-_HEARTBEAT_S: Final = 1.0
+_PULSE_S: Final = 1.0
+_FAREWELL_S: Final = 0.3
+_MAX_COMPLAINTS: Final = 100
 _SIGNALS_NS: Final = 50_000_000
 _SIGNAL_DIGITS: Final = 6
 _PICTURES: Final = 4
@@ -43,7 +47,9 @@ _ALIVE: weakref.WeakSet[Sender] = weakref.WeakSet()
 
 
 class Sender:
-    """Drains, records and sends on its own thread. Every method may be called from any thread; after a fork the child's is inert."""
+    """Drains, records and sends on its own thread. Every method may be called from any thread; after a fork the child's
+    is inert.
+    """
 
     def __init__(
         self,
@@ -58,9 +64,11 @@ class Sender:
         recorder: Recorder | None,
         period_s: float = 0.010,
     ) -> None:
-        """Take over `publisher` and `recorder`, which are closed with this sender; all four callables run on its thread.
+        """Take over `publisher` and `recorder`, which are closed with this sender; all four callables run on its
+        thread.
 
-        `drain()`: the batches sealed since the last call. `accounts()`: (next sequence number to be drained, frames that the queue dropped
+        `drain()`: the batches sealed since the last call. `accounts()`: (next sequence number to be drained, frames
+        that the queue dropped
         in all), taken together. `period_s`: seconds between turns.
         """
         self._drain, self._manifest, self._status, self._accounts = drain, manifest, status, accounts
@@ -72,17 +80,16 @@ class Sender:
         self._finished = threading.Event()
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._pictures: deque[Callable[[], Picture | None]] = deque(maxlen=_PICTURES)
+        self._pictures: deque[Callable[[], Picture | None]] = deque()
         self._announced = ""
-        self._heartbeat_due = 0.0
+        self._pictures_pushed_out = self._pictures_failed = 0
+        self._pulse_due = 0.0
         self._signals_ns: int | None = None
         self._recorded = 0
         self._recording_failed = False
         self._complaints: set[str] = set()
         self.record_failed = 0
         """Frames that should have been recorded and were not."""
-        self.pictures_dropped = 0
-        """Pictures that waited behind newer ones for too long, or could not be made."""
         self.failures = 0
         """Errors of the callables, and messages that could not be encoded."""
         self.subscribers = 0
@@ -91,9 +98,16 @@ class Sender:
 
     @property
     def recorded(self) -> int:
-        """Frames written to the recording, those of the open chunk included: they move to `record_failed` if it cannot be written."""
+        """Frames written to the recording, those of the open chunk included: they move to `record_failed` if it cannot
+        be written.
+        """
         recorder = self._recorder
         return self._recorded if recorder is None else recorder.frames + recorder.pending_frames
+
+    @property
+    def pictures_dropped(self) -> int:
+        """Pictures that were pushed out by newer ones, or could not be made."""
+        return self._pictures_pushed_out + self._pictures_failed
 
     def start(self) -> None:
         """Start the thread. Twice is once."""
@@ -113,15 +127,22 @@ class Sender:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout_s)
             if self._thread.is_alive():
-                _LOG.warning("run %s: the sender did not finish within %g s; the recording may lack its last second", self._run, timeout_s)
+                _LOG.warning(
+                    "run %s: the sender did not finish within %g s; the recording may lack its last second",
+                    self._run, timeout_s,
+                )
 
     def offer_picture(self, job: Callable[[], Picture | None]) -> None:
-        """Queue `job`, which makes a picture on the sender's thread. Never waits: of more than 4 waiting, the oldest is dropped."""
+        """Queue `job`, which makes a picture on the sender's thread. Never waits: of more than 4 waiting, the oldest is
+        dropped.
+        """
         if not self._mine() or self._stop.is_set():
             return
-        if len(self._pictures) == _PICTURES:
-            self.pictures_dropped += 1
         self._pictures.append(job)
+        while len(self._pictures) > _PICTURES:
+            with contextlib.suppress(IndexError):  # the sender was faster
+                self._pictures.popleft()
+                self._pictures_pushed_out += 1
 
     def wait_subscribed(self, timeout_s: float) -> bool:
         """Wait until someone receives this run's frames; whether that was so within `timeout_s` seconds."""
@@ -134,62 +155,98 @@ class Sender:
         stopping = False
         while not stopping:
             stopping = self._stop.wait(self._period_s)
-            try:
-                self._turn()
-            except Exception as error:  # the service loop: whatever a callable does, the next frames are still sent
-                self._complain(error)
+            self._turn()
         self._finish()
 
     def _turn(self) -> None:
-        publisher = self._publisher
-        if publisher is not None:
-            if publisher.poll():
-                self._announce(again=True)
-            self.subscribers = publisher.subscribed(topic(self._run, "frames"))
-            if self.subscribers:
-                self._subscribed.set()
-            else:
-                self._subscribed.clear()
+        for part in (self._attend, self._send_frames, self._send_picture, self._pulse):
+            self._guard(part)
+
+    def _finish(self) -> None:
+        """The last turn, and the farewell: into the recording first, then out with what the recording really holds."""
+        self._turn()
+        for part in (self._record_farewell, self._send_farewell):
+            self._guard(part)
+        if self._publisher is not None:
+            self._publisher.close()
+        self._finished.set()
+
+    def _guard(self, part: Callable[[], _T]) -> _T | None:
+        """Call a part of the service loop: whatever a callable of the agent's side does, the next frames are still sent."""
+        try:
+            return part()
+        except Exception as error:  # noqa: BLE001 - this is the service loop: count, say it, go on
+            self._complain(error)
+            return None
+
+    def _complain(self, error: Exception) -> None:
+        """Count, and report each kind once."""
+        self.failures += 1
+        kind = f"{type(error).__name__}: {error}" if isinstance(error, InterlatentError) else type(error).__name__
+        if kind not in self._complaints and len(self._complaints) < _MAX_COMPLAINTS:
+            self._complaints.add(kind)
+            _LOG.warning("run %s: the sender goes on after %r", self._run, error, exc_info=error)
+
+    def _attend(self) -> None:
+        if self._publisher is None:
+            return
+        new = self._publisher.poll()
+        self.subscribers = self._publisher.subscribed(topic(self._run, "frames"))
+        if self.subscribers:
+            self._subscribed.set()
+        else:
+            self._subscribed.clear()
+        if new:
+            self._announce(again=True)
+
+    def _send_frames(self) -> None:
         for batch in self._drain():
             if batch.manifest_hash != self._announced:
                 self._announce(again=False)
             self._deliver(batch)
-            self._signal(batch)
-        if self._pictures:
-            self._picture(self._pictures.popleft())
-        now = time.monotonic()
-        if now >= self._heartbeat_due:
-            self._heartbeat_due = now + _HEARTBEAT_S
-            self._announce(again=True)
-            self._deliver(self._accounted(Heartbeat))
-            if self._recorder is not None:
-                try:
-                    self._recorder.flush()
-                except RecordingError as error:
-                    self._stop_recording(error)
+            self._guard(partial(self._signal, batch))
 
-    def _finish(self) -> None:
-        """The last turn, and the farewell: into the recording first, then out with what the recording really holds."""
-        try:
-            self._turn()
-            self._announce(again=False)
-            bye = self._accounted(Bye)
-            if self._recorder is not None:
-                self._record(bye)
-            if self._recorder is not None:
-                try:
-                    self._recorder.close()
-                except RecordingError as error:
-                    self._stop_recording(error)
-            bye = dataclasses.replace(bye, recorded=self.recorded, record_failed=self.record_failed)
-            if self._publisher is not None:
+    def _send_picture(self) -> None:
+        if not self._pictures:
+            return
+        failures = self.failures
+        picture = self._guard(self._pictures.popleft())
+        self._pictures_failed += self.failures - failures
+        if picture is not None:
+            self._deliver(picture)
+
+    def _pulse(self) -> None:
+        now = time.monotonic()
+        if now < self._pulse_due:
+            return
+        self._pulse_due = now + _PULSE_S
+        self._announce(again=True)
+        self._deliver(self._accounted(Heartbeat))
+        if self._recorder is not None:
+            try:
+                self._recorder.flush()
+            except RecordingError as error:
+                self._stop_recording(error)
+
+    def _record_farewell(self) -> None:
+        self._announce(again=False)
+        self._record(self._accounted(Bye))
+        if self._recorder is not None:
+            try:
+                self._recorder.close()
+            except RecordingError as error:
+                self._stop_recording(error)
+
+    def _send_farewell(self) -> None:
+        if self._publisher is None:
+            return
+        bye = self._accounted(Bye)
+        deadline = time.monotonic() + _FAREWELL_S
+        while not self._publisher.offer(bye):  # a full queue would swallow it; the loop has nothing else to do by now
+            if time.monotonic() >= deadline:
                 self._publisher.send(bye)
-        except Exception as error:  # the end of the service loop: the socket and the file must be closed whatever happens
-            self._complain(error)
-        finally:
-            if self._publisher is not None:
-                self._publisher.close()
-            self._finished.set()
+                break
+            time.sleep(self._period_s)
 
     def _announce(self, *, again: bool) -> None:
         manifest = self._manifest()
@@ -208,7 +265,7 @@ class Sender:
             queue_dropped=queue_dropped,
             recorded=self.recorded,
             record_failed=self.record_failed,
-            status=self._status(),
+            status=self._guard(self._status) or {},
         )
 
     def _deliver(self, message: Message) -> None:
@@ -220,20 +277,25 @@ class Sender:
                 self._complain(error)
 
     def _record(self, message: Message) -> None:
-        if self._recorder is not None:
-            try:
-                self._recorder.write(message)
-            except RecordingError as error:
-                self._stop_recording(error)
-        elif self._recording_failed and isinstance(message, FrameBatch):
-            self.record_failed += message.rows
+        if self._recorder is None:
+            if self._recording_failed and isinstance(message, FrameBatch):
+                self.record_failed += message.rows
+            return
+        try:
+            self._recorder.write(message)
+        except RecordingError as error:
+            self._stop_recording(error)
+        except WireError as error:
+            self._complain(error)
+            if isinstance(message, FrameBatch):
+                self.record_failed += message.rows
 
     def _stop_recording(self, error: RecordingError) -> None:
         recorder, self._recorder = self._recorder, None
         if recorder is not None:
-            self._recorded = recorder.frames
+            self._recorded, self._recording_failed = recorder.frames, True
             self.record_failed += recorder.pending_frames
-            self._recording_failed = True
+            recorder.abandon()
             _LOG.warning("%s; sending goes on", error)
 
     def _signal(self, batch: FrameBatch) -> None:
@@ -246,28 +308,11 @@ class Sender:
             return
         row = int(rows[-1])
         self._signals_ns = monotonic_ns
-        values = {name: float(batch.columns[name][row]) for name in ("step", "episode", "reward") if name in batch.columns}
+        named = (name for name in ("step", "episode", "reward") if name in batch.columns)
+        values = {name: float(batch.columns[name][row]) for name in named}
         if "metrics" in batch.columns:
             values |= dict(zip(manifest.metric_names, batch.columns["metrics"][row].tolist(), strict=False))
         self._deliver(Signals(self._run, int(batch.columns["wall_ns"][row]), {k: _short(v) for k, v in values.items()}))
-
-    def _picture(self, job: Callable[[], Picture | None]) -> None:
-        try:
-            picture = job()
-        except Exception as error:  # the user's or the environment's: part of the service loop
-            self.pictures_dropped += 1
-            self._complain(error)
-            return
-        if picture is not None:
-            self._deliver(picture)
-
-    def _complain(self, error: Exception) -> None:
-        """Count, and report each kind once."""
-        self.failures += 1
-        kind = f"{type(error).__name__} {error}" if isinstance(error, InterlatentError) else type(error).__name__
-        if kind not in self._complaints and len(self._complaints) < 100:
-            self._complaints.add(kind)
-            _LOG.warning("run %s: the sender goes on after %s: %s", self._run, type(error).__name__, error, exc_info=error)
 
 
 def _short(value: float) -> float:

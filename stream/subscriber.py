@@ -23,7 +23,9 @@ class Subscriber:
     """A SUB socket connected to an endpoint, which need not exist yet. For one thread."""
 
     def __init__(self, endpoint: str, *, run: str | None = None, hwm: int = 1000) -> None:
-        """Connect to `endpoint` for every run, or for one; `hwm` messages wait here. Raises EndpointError for an address that is none."""
+        """Connect to `endpoint` for every run, or for one; `hwm` messages wait here. Raises EndpointError for an
+        address that is none.
+        """
         address = connect_address(endpoint)
         self.endpoint = address
         self.refused: Counter[str] = Counter()
@@ -32,13 +34,15 @@ class Subscriber:
         self._socket = self._context.socket(zmq.SUB)
         self._socket.linger = 0
         self._socket.rcvhwm = hwm
-        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)  # a peer that sends a larger part is disconnected before it is stored
+        # a peer that sends a larger part is disconnected before it is stored
+        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
         self._socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
         keep_alive(self._socket)
         if "[" in address:
             self._socket.setsockopt(zmq.IPV6, 1)
-        self._socket.subscribe(topic(run) if run is not None else b"")  # all: other versions are refused and counted, not overlooked
+        # all: other versions are refused and counted, not overlooked
+        self._socket.subscribe(topic(run) if run is not None else b"")
         self._last = time.monotonic()
         try:
             self._socket.connect(address)
@@ -47,7 +51,8 @@ class Subscriber:
             raise EndpointError(f"cannot connect to {address}: {error.strerror}") from error
 
     def receive(self, timeout_s: float) -> Message | None:
-        """The next valid message, or None after `timeout_s` seconds. Bad messages are counted in `refused` and skipped."""
+        """The next valid message, or None after `timeout_s` seconds. Bad messages are counted in `refused` and skipped.
+        """
         deadline = time.monotonic() + timeout_s
         while not self._socket.closed:
             try:
@@ -81,5 +86,7 @@ class Subscriber:
     def __enter__(self) -> Subscriber:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()

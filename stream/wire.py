@@ -1,12 +1,14 @@
 """Messages and their multipart form: `topic | msgpack header | ASCII seconds | buffer | …` (docs/wire.md).
 
-`encode` and `decode` are inverse for every message. Decoding copies nothing: arrays are read-only views of the received parts.
+`encode` and `decode` are inverse for every message. Decoding copies nothing: arrays are read-only views of the received
+parts.
 No pickle; every size is bounded before it is allocated.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
@@ -14,8 +16,14 @@ from typing import Any, Final, TypeAlias
 import msgpack
 import numpy as np
 
-from interlatent_live.stream.errors import MalformedMessage, NonFiniteMessage, OversizedMessage, TruncatedMessage, UnsupportedVersion
-from interlatent_live.stream.frames import BASE_COLUMNS, OPTIONAL_COLUMNS, FrameBatch
+from interlatent_live.stream.errors import (
+    MalformedMessage,
+    NonFiniteMessage,
+    OversizedMessage,
+    TruncatedMessage,
+    UnsupportedVersion,
+)
+from interlatent_live.stream.frames import BASE_COLUMNS, FrameBatch
 from interlatent_live.stream.manifest import Manifest, check_run
 
 __all__ = ["VERSION", "Bye", "Heartbeat", "Message", "Picture", "Signals", "decode", "encode", "topic"]
@@ -32,6 +40,17 @@ MAX_OBSERVATION: Final = 4_096
 """Elements of an observation vector; larger ones (pictures) do not travel in frames."""
 DTYPES: Final = frozenset({"<f2", "<f4", "<f8", "<i4", "<i8", "<u2", "|u1", "|b1"})
 _MAX_COUNT: Final = 1 << 62
+_COLUMNS: Final[Mapping[str, tuple[str, tuple[int, ...]]]] = {
+    **{name: (dtype, (1,)) for name, dtype in BASE_COLUMNS.items()},
+    "observation": ("<f4", (2,)),
+    "metrics": ("<f8", (2,)),
+    "action": ("", (1, 2, 3)),
+    "reward": ("<f8", (1,)),
+    "terminated": ("|b1", (1,)),
+    "truncated": ("|b1", (1,)),
+}
+"""Wire dtype ('': any) and allowed numbers of dimensions of each row column."""
+_SECONDS: Final = re.compile(rb"(\d{1,10})(?:\.(\d{1,9}))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +67,9 @@ class Heartbeat:
     recorded: int = 0
     record_failed: int = 0
     status: Mapping[str, float] = field(default_factory=dict)
-    """Other numbers of the agent's side by name: `overhead_us_median`, `overhead_us_p99`, `autoreset_rows`, `hook_failures`, …"""
+    """Other numbers of the agent's side by name: `overhead_us_median`, `overhead_us_p99`, `autoreset_rows`,
+    `hook_failures`, …
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +116,7 @@ def pack(message: Message) -> tuple[str, dict[str, Any], int, list[bytes]]:
     """Kind, header, wall clock in ns, and buffers of a message."""
     base: dict[str, Any] = {"v": VERSION, "run": message.run}
     if isinstance(message, FrameBatch):
-        specs: list[list[Any]] = []
-        buffers: list[bytes] = []
-        for prefix, arrays in (("", message.columns), ("act:", message.activations), ("rows:", message.present)):
-            for name, array in arrays.items():
-                little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-                specs.append([prefix + name, little.dtype.str, list(little.shape)])
-                buffers.append(little.tobytes())
+        specs, buffers = _buffers(message)
         header = base | {
             "boot": message.boot,
             "manifest": message.manifest_hash,
@@ -112,7 +127,8 @@ def pack(message: Message) -> tuple[str, dict[str, Any], int, list[bytes]]:
         }
         return "frames", header, int(message.columns["wall_ns"][-1]), buffers
     if isinstance(message, Manifest):
-        return "manifest", base | {"boot": message.boot, "hash": message.hash, "manifest": message.to_dict()}, message.started_wall_ns, []
+        header = base | {"boot": message.boot, "hash": message.hash, "manifest": message.to_dict()}
+        return "manifest", header, message.started_wall_ns, []
     if isinstance(message, Heartbeat):
         kind = "bye" if isinstance(message, Bye) else "heartbeat"
         header = base | {
@@ -123,7 +139,7 @@ def pack(message: Message) -> tuple[str, dict[str, Any], int, list[bytes]]:
             "queue_dropped": message.queue_dropped,
             "recorded": message.recorded,
             "record_failed": message.record_failed,
-            "status": dict(message.status),
+            "status": {name: float(value) for name, value in message.status.items()},
         }
         return kind, header, message.wall_ns, []
     if isinstance(message, Picture):
@@ -140,26 +156,52 @@ def pack(message: Message) -> tuple[str, dict[str, Any], int, list[bytes]]:
             "buffers": [["data", "|u1", [len(message.data)]]],
         }
         return "picture", header, message.wall_ns, [message.data]
-    return "signals", dict(message.values), message.wall_ns, []
+    return "signals", {name: float(value) for name, value in message.values.items()}, message.wall_ns, []
+
+
+def _buffers(batch: FrameBatch) -> tuple[list[list[Any]], list[bytes]]:
+    specs: list[list[Any]] = []
+    buffers: list[bytes] = []
+    for group, arrays in (("", batch.columns), ("act", batch.activations), ("rows", batch.present)):
+        for name, array in arrays.items():
+            little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+            if little.dtype.str not in DTYPES or little.ndim > MAX_NDIM or (not group and name not in _COLUMNS):
+                known = f"a column of docs/wire.md of one of {sorted(DTYPES)} with at most {MAX_NDIM} dimensions"
+                raise MalformedMessage(
+                    f"column {name!r} of {little.dtype.str} with shape {little.shape} is not {known}"
+                )
+            _check_column(group, name, little)
+            specs.append([f"{group}:{name}" if group else name, little.dtype.str, list(little.shape)])
+            buffers.append(little.tobytes())
+    if batch.rows > MAX_ROWS or len(buffers) > MAX_BUFFERS or sum(map(len, buffers)) > MAX_MESSAGE_BYTES:
+        raise OversizedMessage(
+            f"batch of {batch.rows} rows, {len(buffers)} columns and {batch.nbytes} bytes; "
+            f"the limits are {MAX_ROWS}, {MAX_BUFFERS} and {MAX_MESSAGE_BYTES}: send smaller batches"
+        )
+    return specs, buffers
 
 
 def encode(message: Message) -> list[bytes]:
     """The multipart form. Raises OversizedMessage beyond a limit, so that what is sent can be received."""
     kind, header, wall_ns, buffers = pack(message)
-    parts = [topic(message.run, kind), msgpack.packb(header), f"{wall_ns / 1e9:.9f}".encode(), *buffers]
+    parts = [topic(message.run, kind), msgpack.packb(header), _stamp(wall_ns), *buffers]
     _check_sizes(parts)
     return parts
 
 
 def decode(parts: Sequence[bytes]) -> Message:
-    """Inverse of `encode`. Raises a WireError, whose `reason` is the ledger's, for anything that is not a valid message."""
+    """Inverse of `encode`. Raises a WireError, whose `reason` is the ledger's, for anything that is not a valid
+    message.
+    """
     if len(parts) < 3:
         raise TruncatedMessage(f"message has {len(parts)} part(s); at least topic, header and seconds are required")
     _check_sizes(parts)
     version, run, kind = _split_topic(bytes(parts[0]))
     if version != f"v{VERSION}":
-        raise UnsupportedVersion(f"message of wire version {version!r}; this build reads v{VERSION}: upgrade the older side")
-    stamp = _seconds(bytes(parts[2]))
+        raise UnsupportedVersion(
+            f"message of wire version {version!r}; this build reads v{VERSION}: upgrade the older side"
+        )
+    stamp = _wall_ns(bytes(parts[2]))
     try:
         header = msgpack.unpackb(parts[1], raw=False, strict_map_key=True, max_ext_len=0)
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
@@ -167,14 +209,18 @@ def decode(parts: Sequence[bytes]) -> Message:
     if not isinstance(header, dict):
         raise MalformedMessage(f"header is a {type(header).__name__}, not a map")
     if kind == "signals":
-        return Signals(run, int(stamp * 1e9), {str(k): float(v) for k, v in header.items() if isinstance(v, (int, float))})
+        if not all(isinstance(value, (int, float)) for value in header.values()):
+            raise MalformedMessage("signals are not a flat map of numbers")
+        return Signals(run, stamp, {name: float(value) for name, value in header.items()})
     return unpack(kind, run, header, parts[3:])
 
 
 def unpack(kind: str, run: str, header: Mapping[str, Any], buffers: Sequence[bytes]) -> Message:
     """Build the message of `kind` from a header and its buffers. Raises a WireError."""
     if header.get("v") != VERSION:
-        raise UnsupportedVersion(f"header of wire version {header.get('v')!r}; this build reads {VERSION}: upgrade the older side")
+        raise UnsupportedVersion(
+            f"header of wire version {header.get('v')!r}; this build reads {VERSION}: upgrade the older side"
+        )
     if header.get("run") != run:
         raise MalformedMessage(f"header names run {header.get('run')!r}, the topic {run!r}")
     boot = header.get("boot")
@@ -187,7 +233,14 @@ def unpack(kind: str, run: str, header: Mapping[str, Any], buffers: Sequence[byt
             raise MalformedMessage("manifest message without a manifest")
         manifest = Manifest.from_dict(header["manifest"])
         if (manifest.run, manifest.boot) != (run, boot):
-            raise MalformedMessage(f"manifest of {manifest.run!r}/{manifest.boot!r} under the topic of {run!r}/{boot!r}")
+            raise MalformedMessage(
+                f"manifest of {manifest.run!r}/{manifest.boot!r} under the topic of {run!r}/{boot!r}"
+            )
+        announced = header.get("hash")
+        if not isinstance(announced, str) or not 0 < len(announced) <= 64:
+            raise MalformedMessage(f"manifest message with the hash {announced!r}")
+        # what batches refer to; ours would differ where a newer writer's manifest has keys that this build ignores
+        manifest.__dict__["hash"] = announced
         return manifest
     if kind in ("heartbeat", "bye"):
         cls = Bye if kind == "bye" else Heartbeat
@@ -207,7 +260,9 @@ def unpack(kind: str, run: str, header: Mapping[str, Any], buffers: Sequence[byt
         )
     if kind == "picture":
         if len(buffers) != 1 or header.get("mime") != "image/jpeg":
-            raise MalformedMessage(f"picture of type {header.get('mime')!r} with {len(buffers)} buffer(s); one JPEG is expected")
+            raise MalformedMessage(
+                f"picture of type {header.get('mime')!r} with {len(buffers)} buffer(s); one JPEG is expected"
+            )
         return Picture(
             run=run,
             boot=boot,
@@ -220,7 +275,9 @@ def unpack(kind: str, run: str, header: Mapping[str, Any], buffers: Sequence[byt
             height=_count(header, "height"),
             data=bytes(buffers[0]),
         )
-    raise MalformedMessage(f"unknown kind {kind!r}; this build knows frames, manifest, heartbeat, bye, picture and signals")
+    raise MalformedMessage(
+        f"unknown kind {kind!r}; this build knows frames, manifest, heartbeat, bye, picture and signals"
+    )
 
 
 def _frames(run: str, boot: str, header: Mapping[str, Any], buffers: Sequence[bytes]) -> FrameBatch:
@@ -238,27 +295,61 @@ def _frames(run: str, boot: str, header: Mapping[str, Any], buffers: Sequence[by
         name, array = _array(spec, buffer)
         prefix, colon, rest = name.partition(":")
         group, key = (prefix, rest) if colon and prefix in ("act", "rows") else ("", name)
-        if group == "" and key not in BASE_COLUMNS and key not in OPTIONAL_COLUMNS:
+        if group == "" and key not in _COLUMNS:
             continue  # a column of a newer minor version
         if key in groups[group]:
             raise MalformedMessage(f"buffer {name!r} stands twice")
-        if group == "" and key in BASE_COLUMNS and array.dtype.str != BASE_COLUMNS[key]:
-            raise MalformedMessage(f"column {key!r} has dtype {array.dtype.str}, not {BASE_COLUMNS[key]}")
+        _check_column(group, key, array)
         groups[group][key] = array
-    batch = FrameBatch(
-        run, boot, str(header.get("manifest", "")), first, _count(header, "queue_dropped"), groups[""], groups["act"], groups["rows"]
-    )
+    if orphans := groups["rows"].keys() - groups["act"].keys():
+        raise MalformedMessage(f"row indices of {sorted(orphans)[0]!r} without its activations")
+    dropped, manifest = _count(header, "queue_dropped"), str(header.get("manifest", ""))
+    batch = FrameBatch(run, boot, manifest, first, dropped, groups[""], groups["act"], groups["rows"])
+    for name in BASE_COLUMNS:
+        if int(batch.columns[name].min()) < (-1 if name == "forward_age" else 0):
+            raise MalformedMessage(
+                f"column {name!r} holds {int(batch.columns[name].min())}; clocks and counts begin at 0"
+            )
     if batch.rows != rows:
         raise MalformedMessage(f"header announces {rows} rows, the columns hold {batch.rows}")
     return batch
 
 
+def _check_column(group: str, name: str, array: np.ndarray[Any, Any]) -> None:
+    """Raise a WireError where an array is not what the table in docs/wire.md says."""
+    dtype, ndim = array.dtype.str, array.ndim
+    if group == "act":
+        if dtype not in ("<f2", "<f4", "<u2") or ndim == 0:
+            raise MalformedMessage(
+                f"activations of {name!r} are {dtype} with {ndim} dimensions, not <f2, <f4 or <u2 with rows"
+            )
+        if (size := math.prod(array.shape[1:]) * array.itemsize) > MAX_FRAME_BYTES:
+            raise OversizedMessage(f"activations of {name!r} take {size} bytes a frame; the limit is {MAX_FRAME_BYTES}")
+        return
+    wanted, dimensions = ("<i4", (1,)) if group == "rows" else _COLUMNS[name]
+    if (wanted and dtype != wanted) or ndim not in dimensions:
+        raise MalformedMessage(
+            f"column {name!r} is {dtype} with {ndim} dimension(s), not {wanted or 'a number'} with {dimensions}"
+        )
+    if name == "observation" and array.shape[1] > MAX_OBSERVATION:
+        raise OversizedMessage(f"observation of {array.shape[1]} numbers; the limit is {MAX_OBSERVATION}")
+    if dtype == "|b1" and array.size and int(array.view(np.uint8).max()) > 1:
+        raise MalformedMessage(f"column {name!r} holds bytes other than 0 and 1 as truth values")
+
+
 def _array(spec: Any, buffer: bytes) -> tuple[str, np.ndarray[Any, Any]]:
     match spec:
-        case [str(name), str(dtype), list(shape)] if dtype in DTYPES and len(shape) <= MAX_NDIM and all(type(d) is int and d >= 0 for d in shape):
+        case [str(name), str(dtype), list(shape)] if (
+            dtype in DTYPES
+            and len(shape) <= MAX_NDIM
+            and all(type(d) is int and 0 <= d <= MAX_MESSAGE_BYTES for d in shape)
+        ):
             wanted = math.prod(shape) * np.dtype(dtype).itemsize
         case _:
-            raise MalformedMessage(f"buffer description {str(spec)[:120]} is not [name, dtype of {sorted(DTYPES)}, shape of at most {MAX_NDIM} sizes]")
+            raise MalformedMessage(
+                f"buffer description {str(spec)[:120]} is not [name, dtype of {sorted(DTYPES)}, shape of at most "
+                f"{MAX_NDIM} sizes]"
+            )
     size = memoryview(buffer).nbytes
     if size < wanted:
         raise TruncatedMessage(f"buffer {name!r} holds {size} bytes, its shape {shape} of {dtype} needs {wanted}")
@@ -286,14 +377,17 @@ def _split_topic(raw: bytes) -> tuple[str, str, str]:
     return version, check_run(run), kind
 
 
-def _seconds(raw: bytes) -> float:
-    try:
-        value = float(raw.decode("ascii"))
-    except ValueError as error:
-        raise MalformedMessage(f"third part {raw[:40]!r} is not a number of seconds") from error
-    if not math.isfinite(value):
-        raise NonFiniteMessage(f"third part is {value}; finite seconds are required")
-    return value
+def _stamp(wall_ns: int) -> bytes:
+    return b"%d.%09d" % divmod(max(0, wall_ns), 1_000_000_000)
+
+
+def _wall_ns(raw: bytes) -> int:
+    match = _SECONDS.fullmatch(raw)
+    if match is None:
+        if raw.strip(b"+-").lower() in (b"nan", b"inf", b"infinity"):
+            raise NonFiniteMessage(f"third part is {raw.decode()}; finite seconds are required")
+        raise MalformedMessage(f"third part {raw[:40]!r} is not seconds as digits, a point and at most nine digits")
+    return int(match[1]) * 1_000_000_000 + int((match[2] or b"").ljust(9, b"0"))
 
 
 def _check_sizes(parts: Sequence[bytes]) -> None:
