@@ -1,0 +1,77 @@
+"""Peaks: the strongest moments of every feature, with the frames around them.
+
+Of the events that closed, each feature keeps the `most` with the largest magnitude, and for each a window of `reach`
+frames of its environment on either side. Where several environments interleave, that is `reach` times their number in
+sequence numbers. The window is evidence: retention leaves its frames alone. It may reach beyond frames that exist.
+
+Between equal values the one that closed first stays. Most events are refused by one vectorised comparison with the
+weakest that their feature keeps; the rest, about 16/n of the n-th event of a feature, go one by one.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from interlatent_live.analyzer.events import Spans
+
+__all__ = ["Peak", "PeakKeeper"]
+
+
+class Peak(NamedTuple):
+    """A row of the table `peaks`, without its section."""
+
+    feature: int
+    seq: int
+    env: int
+    episode: int
+    step: int
+    value: float
+    """The activation, with its sign."""
+    window_first_seq: int
+    window_next_seq: int
+    """Follows the last sequence number of the window."""
+
+
+class PeakKeeper:
+    """Keeps the strongest peaks of the features of one section."""
+
+    def __init__(
+        self, features: int, *, num_envs: int = 1, first_seq: int = 0, most: int = 16, reach: int = 32
+    ) -> None:
+        """`num_envs`: environments whose frames interleave; `first_seq`: the section's, no window begins before it."""
+        self._first_seq, self._reach, self._most = first_seq, reach * num_envs, most
+        self._magnitude = np.zeros((features, most))
+        self._seq = np.zeros((features, most), np.int64)
+        self._filled = np.zeros(features, np.int64)
+        self._weakest = np.full(features, -np.inf)  # of those that a full feature keeps
+
+    def update(self, spans: Spans) -> tuple[list[Peak], list[tuple[int, int]]]:
+        """Look at closed spans (`EventTracker.closed`); return peaks to insert and those to delete, (feature, seq)."""
+        inserted: dict[tuple[int, int], Peak] = {}
+        evicted: list[tuple[int, int]] = []
+        if len(spans) == 0:
+            return [], evicted
+        kept = spans.at(np.flatnonzero(np.abs(spans.peak) > self._weakest[spans.feature]))
+        for feature, seq, env, episode, step, value in zip(
+            kept.feature.tolist(), kept.peak_seq.tolist(), kept.env.tolist(), kept.episode.tolist(),
+            kept.peak_step.tolist(), kept.peak.tolist(), strict=True,
+        ):  # fmt: skip
+            magnitude = abs(value)
+            place = int(self._filled[feature])
+            if place < self._most:
+                self._filled[feature] = place + 1
+            elif magnitude > self._weakest[feature]:
+                place = int(self._magnitude[feature].argmin())
+                gone = (feature, int(self._seq[feature, place]))
+                if inserted.pop(gone, None) is None:
+                    evicted.append(gone)
+            else:
+                continue  # events of the same call were stronger
+            self._magnitude[feature, place], self._seq[feature, place] = magnitude, seq
+            if self._filled[feature] == self._most:
+                self._weakest[feature] = self._magnitude[feature].min()
+            first = max(self._first_seq, seq - self._reach)
+            inserted[feature, seq] = Peak(feature, seq, env, episode, step, value, first, seq + self._reach + 1)
+        return list(inserted.values()), evicted
