@@ -79,7 +79,7 @@ class Metric:
                 raise TapError(f"metric {self.name!r} is an element of the observation, so its scope is 'observation'")
         elif self.source is not None and not callable(self.source):
             kind = type(self.source).__name__
-            raise TapError(f"metric {self.name!r} has a source of type {kind}; an index, a function or None is expected")
+            raise TapError(f"metric {self.name!r} has a source of type {kind}; take an index, a function or None")
 
     @property
     def spec(self) -> MetricSpec:

@@ -1,1 +1,61 @@
-"""See what an agent is thinking while it acts."""
+"""See what an agent is thinking while it acts.
+
+    import interlatent_live as il
+
+    tap = il.Tap(policy, ["1:out", "3:out"], run="my-agent", record="run.mcap")
+    env = il.watch(gym.make("CartPole-v1"), tap)
+    with tap:
+        ...
+
+Importing this imports neither torch nor gymnasium; names are loaded when they are used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from interlatent_live.agent_side.metrics import Metric, Transition
+    from interlatent_live.agent_side.points import points
+    from interlatent_live.agent_side.tap import Tap
+    from interlatent_live.agent_side.watch import watch
+
+    __version__: str
+
+__all__ = ["Metric", "Tap", "Transition", "__version__", "points", "watch"]
+
+_HOMES = {
+    "Metric": "metrics",
+    "Tap": "tap",
+    "Transition": "metrics",
+    "points": "points",
+    "watch": "watch",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("interlatent-live")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found: object = getattr(import_module(f"interlatent_live.agent_side.{_HOMES[name]}"), name)
+    if name == "Tap":
+        # the agent's side may not know of the processes beside it, so they are handed in here
+        found.viewer = _view_beside  # type: ignore[attr-defined]
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _view_beside(tap: Tap) -> Callable[[], object]:
+    from interlatent_live.launch import view_beside
+
+    return view_beside(tap.endpoint, tap.run).end

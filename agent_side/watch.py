@@ -1,0 +1,182 @@
+"""Watching an environment: a gymnasium wrapper that seals a row per step, so that the user's loop stays as it is.
+
+Before the environment moves, the observation acted on is copied and, when one is due, the picture is rendered: both
+describe what was acted on, never what came after. Costs one copy of the observation on top of `Tap.step`; the
+alternative is to call `Tap.step` yourself.
+"""
+
+from __future__ import annotations
+
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+
+from interlatent_live.stream.errors import TapError
+from interlatent_live.stream.manifest import ActionSpec
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from interlatent_live.agent_side.tap import Tap
+
+__all__ = ["WatchedEnv", "WatchedVectorEnv", "watch"]
+
+def watch(env: Any, tap: Tap) -> Any:
+    """`env` with a tap that is told of every step: a `gymnasium.Wrapper`, or a `VectorWrapper` for vector
+    environments."""
+    if isinstance(env, VectorEnv):
+        return WatchedVectorEnv(env, tap)
+    if isinstance(env, gymnasium.Env):
+        return WatchedEnv(env, tap)
+    raise TapError(
+        f"{type(env).__name__} is neither a gymnasium.Env nor a gymnasium.vector.VectorEnv; call tap.step(…) in your own loop"
+    )
+
+
+class WatchedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """One environment, watched."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any], tap: Tap) -> None:
+        super().__init__(env)
+        self._tap = tap
+        self._observation: Any = None
+        self._renders = env.render_mode == "rgb_array"
+        tap.describe(
+            num_envs=1,
+            environment=env.spec.id if env.spec is not None else type(env.unwrapped).__name__,
+            action=_action(env.action_space),
+            step_period_s=_period(env.metadata),
+        )
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Reset; what it returns is acted on next."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        self._tap.new_episode()
+        self._observation = _frozen(observation)
+        return observation, info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Step; the row describes the observation that `action` answers."""
+        image = _render(self.env, self._tap) if self._renders else None
+        following, reward, terminated, truncated, info = self.env.step(action)
+        self._tap.step(
+            observation=self._observation,
+            action=action,
+            reward=reward,
+            terminated=terminated,
+            truncated=truncated,
+            next_observation=following,
+            info=info,
+            image=image,
+        )
+        # a copy: environments may write the next observation into the same array
+        self._observation = following.copy() if type(following) is np.ndarray else _frozen(following)
+        return following, reward, terminated, truncated, info
+
+
+class WatchedVectorEnv(VectorWrapper[Any, Any, Any, Any, Any]):
+    """Several environments stepped together, watched, in any of gymnasium's three ways to reset them.
+
+    NEXT_STEP (the default): the step after an end ignores its action and gives the first observation; such a row is no
+    frame. SAME_STEP: the end and the reset share a step; `next_observation` is the true last one, from
+    `info["final_obs"]`. DISABLED: the user resets with `options={"reset_mask": …}`.
+    """
+
+    def __init__(self, env: VectorEnv[Any, Any, Any], tap: Tap) -> None:
+        super().__init__(env)
+        self._tap = tap
+        self._observation: Any = None
+        self._renders = env.render_mode == "rgb_array"
+        self._resets = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
+        self._ended: npt.NDArray[np.bool_] = np.zeros(env.num_envs, bool)
+        tap.describe(
+            num_envs=env.num_envs,
+            batched=True,
+            environment=env.spec.id if env.spec is not None else type(env.unwrapped).__name__,
+            action=_action(env.single_action_space),
+            step_period_s=_period(env.metadata),
+        )
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Reset all, or those of `options["reset_mask"]`."""
+        mask = None if options is None else options.get("reset_mask")
+        mask = None if mask is None else np.array(mask, bool)  # some environments take it out of the options
+        observation, info = self.env.reset(seed=seed, options=options)
+        self._tap.new_episode(mask)
+        self._observation = _frozen(observation)
+        self._ended = np.zeros_like(self._ended) if mask is None else self._ended & ~mask
+        return observation, info
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Step all; rows describe the observations that `actions` answer."""
+        image = _render(self.env, self._tap) if self._renders else None
+        following, reward, terminated, truncated, info = self.env.step(actions)
+        led_to = following
+        if self._resets is AutoresetMode.SAME_STEP:
+            led_to = _with_final(following, info)
+        self._tap.step(
+            observation=self._observation,
+            action=actions,
+            reward=reward,
+            terminated=terminated,
+            truncated=truncated,
+            next_observation=led_to,
+            info=info,
+            image=image,
+            valid=~self._ended if self._resets is AutoresetMode.NEXT_STEP else None,
+        )
+        self._ended = np.asarray(terminated, bool) | np.asarray(truncated, bool)
+        self._observation = _frozen(following)
+        return following, reward, terminated, truncated, info
+
+
+def _render(env: Any, tap: Tap) -> Any:
+    began = monotonic_ns()
+    if not tap.pictures.due(began):
+        return None
+    inner = getattr(env.unwrapped, "envs", None)  # of several environments in this process, only the first is rendered
+    image = inner[0].render() if inner else env.render()
+    tap.pictures.rendered(began, monotonic_ns() - began)
+    if isinstance(image, (tuple, list)):
+        image = image[0] if image else None
+    return image
+
+
+def _frozen(observation: Any) -> Any:
+    """A copy that the environment cannot overwrite."""
+    if isinstance(observation, np.ndarray):
+        return observation.copy()
+    if isinstance(observation, dict):
+        return {key: _frozen(value) for key, value in observation.items()}
+    if isinstance(observation, (tuple, list)):
+        return tuple(_frozen(value) for value in observation)
+    return observation.detach().clone() if hasattr(observation, "detach") else observation
+
+
+def _with_final(following: Any, info: dict[str, Any]) -> Any:
+    final = info.get("final_obs")
+    if final is None or not isinstance(following, np.ndarray):
+        return following
+    led_to = following.copy()
+    for env, observation in enumerate(final):
+        if observation is not None:
+            led_to[env] = observation
+    return led_to
+
+
+def _action(space: gymnasium.Space[Any]) -> ActionSpec | None:
+    if isinstance(space, gymnasium.spaces.Discrete):
+        return ActionSpec("discrete")
+    if isinstance(space, (gymnasium.spaces.MultiDiscrete, gymnasium.spaces.MultiBinary)):
+        return ActionSpec("discrete", tuple(space.shape))
+    if isinstance(space, gymnasium.spaces.Box):
+        return ActionSpec("continuous", tuple(space.shape))
+    return None
+
+
+def _period(metadata: dict[str, Any]) -> float | None:
+    fps = metadata.get("render_fps")
+    return 1.0 / fps if isinstance(fps, (int, float)) and fps > 0 else None
