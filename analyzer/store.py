@@ -148,7 +148,7 @@ class Store:
         _check_run(self.run, run, self.path)
 
     def new_id(self, table: str) -> int:
-        """The next id of a table that counts its rows; given here so that rows can be gathered before they are written."""
+        """The next id of a table that counts its rows; given here so that rows can be gathered before they go."""
         self._ids[table] += 1
         return self._ids[table]
 
