@@ -64,9 +64,7 @@ class FrameBatch:
     def __post_init__(self) -> None:
         missing = [name for name in BASE_COLUMNS if name not in self.columns]
         if missing:
-            raise MalformedMessage(
-                f"frame batch lacks the column(s) {', '.join(missing)}; docs/wire.md lists those required"
-            )
+            raise MalformedMessage(f"frame batch lacks the column(s) {', '.join(missing)}; docs/wire.md lists those required")
         rows = len(self.columns["step"])
         if rows == 0:
             raise MalformedMessage("frame batch has 0 rows; an empty batch is not sent")
@@ -77,12 +75,8 @@ class FrameBatch:
             index = self.present.get(point)
             expected = rows if index is None else len(index)
             if values.ndim == 0 or len(values) != expected:
-                raise MalformedMessage(
-                    f"activations of {point!r} have shape {values.shape}, but {expected} rows are announced"
-                )
-            if index is not None and len(index) and not (
-                int(index[0]) >= 0 and int(index[-1]) < rows and bool(np.all(np.diff(index) > 0))
-            ):
+                raise MalformedMessage(f"activations of {point!r} have shape {values.shape}, but {expected} rows are announced")
+            if index is not None and len(index) and not (int(index[0]) >= 0 and int(index[-1]) < rows and bool(np.all(np.diff(index) > 0))):
                 raise MalformedMessage(f"row indices of {point!r} are not strictly rising within 0..{rows - 1}")
 
     @property

@@ -58,8 +58,7 @@ class SubscriberLedger:
         return self.queue_dropped + self.not_subscribed + self.wire_lost + self.received
 
     def batch(self, batch: FrameBatch) -> list[Gap] | None:
-        """Account for an arrived batch; return the gaps before it, or None if it was seen before (and must be ignored).
-        """
+        """Account for an arrived batch; return the gaps before it, or None if it was seen before (and must be ignored)."""
         if batch.first_seq < self.next_seq:
             self.duplicate += batch.rows
             return None

@@ -30,8 +30,7 @@ def check_run(run: str) -> str:
     """Return `run`, or raise MalformedMessage: it becomes part of a topic and of file names."""
     if not isinstance(run, str) or not _RUN.fullmatch(run):
         raise MalformedMessage(
-            f"run name {run!r} is not usable; take 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter "
-            "or digit"
+            f"run name {run!r} is not usable; take 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit"
         )
     return run
 

@@ -172,7 +172,7 @@ class Sender:
         self._finished.set()
 
     def _guard(self, part: Callable[[], _T]) -> _T | None:
-        """Call a part of the service loop: whatever a callable of the agent's side does, the next frames are still sent."""
+        """Call a part of the service loop: whatever the agent's callables do, the next frames are still sent."""
         try:
             return part()
         except Exception as error:  # noqa: BLE001 - this is the service loop: count, say it, go on
