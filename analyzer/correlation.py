@@ -70,6 +70,8 @@ class CoMoments:
     """Frames of the block, with or without an activation."""
     features: Ints
     """(f,) ids of the features that were active, rising."""
+    active: Ints
+    """(f,) rows in which each was active, whatever the metrics."""
     group: Ints
     """(m,) the group of each metric."""
     x: Moments
@@ -89,6 +91,7 @@ class CoMoments:
     """(m,)"""
 
     @classmethod
+    @np.errstate(over="ignore", invalid="ignore")  # beyond 1e150 a square is infinite, and r is NaN
     def from_block(
         cls, x: Any, y: Floats, pairs: tuple[Ints, Ints], *, context: int = 0, frames: int | None = None
     ) -> CoMoments:
@@ -103,6 +106,7 @@ class CoMoments:
         flags = np.bincount(x.indices, minlength=x.shape[1]) > 0
         features = np.flatnonzero(flags).astype(np.int64)
         local = (np.cumsum(flags) - 1)[x.indices].astype(np.int32)
+        fired = np.bincount(local[x.indptr[context] :], minlength=len(features))
         x = csr_array((x.data.astype(np.float64), local, x.indptr), shape=(rows, len(features)))
         seen = np.isfinite(y)
         group, patterns = _group(seen)
@@ -153,7 +157,7 @@ class CoMoments:
             lag[chosen, g] = (both[0] * both[1]).sum(axis=0)
         of_x = [Moments(n[side], origin[:, side].copy(), mean[:, side].copy(), m2[:, side].copy()) for side in range(3)]
         return cls(
-            rows - context if frames is None else frames, features, group, of_x[0], moments_y, cross,
+            rows - context if frames is None else frames, features, fired, group, of_x[0], moments_y, cross,
             of_x[1], of_x[2], lag, y_head, y_tail, (head_y * tail_y).sum(axis=0),
         )  # fmt: skip
 
@@ -177,8 +181,8 @@ def merge(a: CoMoments, b: CoMoments) -> CoMoments:
         y_head, eh, weight_y = _chan(a.y_head, b.y_head)
         y_tail, et, _ = _chan(a.y_tail, b.y_tail)
         return CoMoments(
-            a.frames + b.frames, features, group, x, y, cross, x_head, x_tail, a.x_lag + b.x_lag + dh * dt * weight,
-            y_head, y_tail, a.y_lag + b.y_lag + eh * et * weight_y,
+            a.frames + b.frames, features, a.active + b.active, group, x, y, cross, x_head, x_tail,
+            a.x_lag + b.x_lag + dh * dt * weight, y_head, y_tail, a.y_lag + b.y_lag + eh * et * weight_y,
         )  # fmt: skip
 
 
@@ -217,7 +221,7 @@ def correlate(moments: CoMoments) -> Correlation:
     """Correlations of a block, or of merged blocks."""
     with np.errstate(all="ignore"):
         x = moments.x
-        alive = ((x.origin + x.offset != 0) | (x.m2 != 0)).any(axis=1)
+        alive = moments.active > 0
         group, y = moments.group, moments.y
         scale = _by_metric(np.sqrt(x.m2[alive]), group) * np.sqrt(y.m2)
         r = np.where((scale > 0) & np.isfinite(scale), moments.cross[alive] / scale, np.nan).clip(-1, 1)
@@ -336,8 +340,10 @@ def _with_features(part: CoMoments, features: Ints) -> CoMoments:
     if len(part.features) == len(features):
         return part
     rows, size = np.searchsorted(features, part.features), len(features)
+    active = np.zeros(size, np.int64)
+    active[rows] = part.active
     return CoMoments(
-        part.frames, features, part.group, part.x.at(rows, size), part.y, _spread(part.cross, rows, size),
+        part.frames, features, active, part.group, part.x.at(rows, size), part.y, _spread(part.cross, rows, size),
         part.x_head.at(rows, size), part.x_tail.at(rows, size), _spread(part.x_lag, rows, size),
         part.y_head, part.y_tail, part.y_lag,
     )  # fmt: skip
@@ -354,6 +360,7 @@ def _same_groups(a: CoMoments, b: CoMoments) -> tuple[Ints, CoMoments, CoMoments
 
 def _with_groups(part: CoMoments, group: Ints, index: Ints) -> CoMoments:
     return CoMoments(
-        part.frames, part.features, group, part.x.columns(index), part.y, part.cross, part.x_head.columns(index),
-        part.x_tail.columns(index), part.x_lag[:, index], part.y_head, part.y_tail, part.y_lag,
+        part.frames, part.features, part.active, group, part.x.columns(index), part.y, part.cross,
+        part.x_head.columns(index), part.x_tail.columns(index), part.x_lag[:, index],
+        part.y_head, part.y_tail, part.y_lag,
     )  # fmt: skip

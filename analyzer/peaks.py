@@ -53,7 +53,10 @@ class PeakKeeper:
         evicted: list[tuple[int, int]] = []
         if len(spans) == 0:
             return [], evicted
-        kept = spans.at(np.flatnonzero(np.abs(spans.peak) > self._weakest[spans.feature]))
+        chosen = np.flatnonzero(np.abs(spans.peak) > self._weakest[spans.feature])
+        if len(chosen) == 0:
+            return [], evicted
+        kept = spans.at(chosen)
         for feature, seq, env, episode, step, value in zip(
             kept.feature.tolist(), kept.peak_seq.tolist(), kept.env.tolist(), kept.episode.tolist(),
             kept.peak_step.tolist(), kept.peak.tolist(), strict=True,
