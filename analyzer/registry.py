@@ -7,16 +7,19 @@ like PATH); an artifact is a directory directly below one of them. Loading costs
 from __future__ import annotations
 
 import difflib
+import json
 import logging
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 from interlatent_live.analyzer.dictionary import CFG, Dictionary, load
+from interlatent_live.analyzer.store import Store
 from interlatent_live.stream.errors import DictionaryError, DictionaryMismatch
 from interlatent_live.stream.manifest import Manifest
 
-__all__ = ["VARIABLE", "check", "find", "installed", "match", "shipped"]
+__all__ = ["VARIABLE", "check", "find", "installed", "listing", "match", "shipped"]
 
 log = logging.getLogger(__name__)
 
@@ -57,9 +60,7 @@ def find(name_or_path: str | Path) -> Dictionary:
             return dictionary
     names = sorted({d.name for d in known})
     close = difflib.get_close_matches(wanted, names, n=3) or names
-    raise DictionaryError(
-        f"no dictionary named {wanted!r}; there are: {', '.join(close) or 'none'}. Give a path, or set {VARIABLE}"
-    )
+    raise DictionaryError(f"no dictionary named {wanted!r}; there are: {', '.join(close) or 'none'}. Give a path, or set {VARIABLE}")
 
 
 def match(manifest: Manifest) -> list[Dictionary]:
@@ -96,6 +97,30 @@ def check(dictionary: Dictionary, manifest: Manifest) -> str | None:
     if manifest.weights == "changing":
         return f"the stream's weights are changing; {cfg.name!r} is of those it began with"
     return None
+
+
+def listing(db: str | Path | None = None) -> list[dict[str, Any]]:
+    """Name, path, hash, tap points and card of those installed, and of those that the database `db` names."""
+    rows = [
+        {
+            "name": d.name,
+            "path": str(d.path),
+            "hash": d.hash,
+            "tap_points": list(dict.fromkeys((d.cfg.input, d.cfg.output))),
+            "card": d.card,
+        }
+        for d in installed()
+    ]
+    if db is not None:
+        known = {row["hash"] for row in rows}
+        with Store(db, readonly=True) as store:
+            named = store.all("SELECT name, path, hash, point, card FROM dictionaries WHERE kind != 'neurons' ORDER BY name")
+        rows += [
+            {"name": name, "path": path, "hash": hash_, "tap_points": [point], "card": json.loads(card) if card else None}
+            for name, path, hash_, point, card in named
+            if hash_ not in known
+        ]
+    return rows
 
 
 def _fvu(dictionary: Dictionary) -> float:

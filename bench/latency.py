@@ -36,7 +36,9 @@ def measure(rate_hz: float, seconds: float) -> tuple[float, float, int, int]:
                 time.sleep(max(0.0, begin + (step + 1) / rate_hz - time.perf_counter()))
         analyzer.wait(20)
         with sqlite3.connect(db) as connection:
-            p50, p99, produced, analyzed = connection.execute("SELECT latency_p50_ms, latency_p99_ms, produced, analyzed FROM ledger").fetchone()
+            p50, p99, produced, analyzed = connection.execute(
+                "SELECT latency_p50_ms, latency_p99_ms, produced, analyzed FROM ledger"
+            ).fetchone()
     return p50, p99, produced, produced - analyzed
 
 
@@ -45,7 +47,13 @@ def rows(seconds: float) -> list[Row]:
     found: list[Row] = []
     for rate in (50.0, 2_000.0):
         p50, p99, produced, lost = measure(rate, seconds)
-        found.append((f"latency at {rate:,.0f} steps/s, {produced:,} frames", f"p50 {p50:.1f} ms, p99 {p99:.1f} ms, {lost} lost", "p99 ≤ 60 ms, 0 lost"))
+        found.append(
+            (
+                f"latency at {rate:,.0f} steps/s, {produced:,} frames",
+                f"p50 {p50:.1f} ms, p99 {p99:.1f} ms, {lost} lost",
+                "p99 ≤ 60 ms, 0 lost",
+            )
+        )
     return found
 
 

@@ -36,7 +36,19 @@ def measure(minutes: float, agent: str = "cartpole") -> list[Row]:
     """One row a process: MiB at the median of each third."""
     samples: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "interlatent_live", "demo", "--agent", agent, "--no-open", "--port", "0", "--seconds", str(minutes * 60)]
+        command = [
+            sys.executable,
+            "-m",
+            "interlatent_live",
+            "demo",
+            "--agent",
+            agent,
+            "--no-open",
+            "--port",
+            "0",
+            "--seconds",
+            str(minutes * 60),
+        ]
         files = ["--record", f"{folder}/r.mcap", "--db", f"{folder}/r.db"]
         demo = subprocess.Popen([*command, *files], stdout=subprocess.DEVNULL)
         time.sleep(20)

@@ -33,7 +33,13 @@ def _run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
 @contextlib.contextmanager
 def _running(command: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        shlex.split(command), cwd=folder, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        shlex.split(command),
+        cwd=folder,
+        env=_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
     try:
         yield process
@@ -107,7 +113,10 @@ def test_page_comes_up(name: str, folder: Path) -> None:
 
 def test_replay_is_recorded(folder: Path) -> None:
     (folder / "again").mkdir()
-    with _running(_command("record"), folder / "again") as recorder, _running(f"{_command('replay')} --speed inf".replace("r.mcap", "../r.mcap"), folder / "again") as player:
+    with (
+        _running(_command("record"), folder / "again") as recorder,
+        _running(f"{_command('replay')} --speed inf".replace("r.mcap", "../r.mcap"), folder / "again") as player,
+    ):
         assert player.wait(60) == 0
         assert recorder.wait(30) == 0
     a, b = (json.loads(_run(f"interlatent-live info {p} --json", folder).stdout) for p in ("r.mcap", "again/r.mcap"))

@@ -42,7 +42,9 @@ def test_import_stays_light(statement: str, absent: set[str]) -> None:
 
 def test_every_dependency_is_pinned_in_constraints() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    pinned = {re.split(r"==", line)[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
+    pinned = {
+        re.split(r"==", line)[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
+    }
     wanted = [*project["dependencies"], *(r for extra in project["optional-dependencies"].values() for r in extra)]
     names = {re.match(r"[A-Za-z0-9_.-]+", r)[0].lower().replace("_", "-") for r in wanted}  # type: ignore[index]
     assert names - pinned - {"interlatent-live"} == set()
@@ -56,6 +58,12 @@ def test_no_text_names_a_machine_or_a_registry_host() -> None:
     hits = []
     for name in tracked.stdout.split("\0"):
         path = ROOT / name
-        if name and path.is_file() and not path.is_symlink() and path != Path(__file__) and path.suffix in {".py", ".md", ".toml", ".txt", ".sql", ""}:
+        if (
+            name
+            and path.is_file()
+            and not path.is_symlink()
+            and path != Path(__file__)
+            and path.suffix in {".py", ".md", ".toml", ".txt", ".sql", ""}
+        ):
             hits += [f"{name}: {m.group()}" for m in [forbidden.search(path.read_text(errors="ignore"))] if m]
     assert hits == []

@@ -1,4 +1,7 @@
-"""The command `interlatent-live` (alias `ilive`). Every command that prints a result takes `--json`, and then nothing else goes to standard output."""
+"""The command `interlatent-live` (alias `ilive`).
+
+Every command that prints a result takes `--json`, and then nothing else goes to standard output.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import logging
 import math
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -75,7 +79,11 @@ def demo(
     result = play.run(Stop())
     if report:
         report.write_text(json.dumps(_jsonable(result), indent=2) + "\n")
-    _result(result, as_json, ("agent", "seconds", "steps", "episodes", "mean_return", "latency_ms", "overhead_us", "ledger", "features", "dictionary"))
+    _result(
+        result,
+        as_json,
+        ("agent", "seconds", "steps", "episodes", "mean_return", "latency_ms", "overhead_us", "ledger", "features", "dictionary"),
+    )
 
 
 @app.command()
@@ -130,7 +138,9 @@ def analyze(
     db: Annotated[Path, typer.Option(help="The database to write.")],
     connect: Annotated[str | None, typer.Option(help="Analyse a live stream.")] = None,
     recording: Annotated[Path | None, typer.Option(help="Analyse a recording.")] = None,
-    dictionary: Annotated[list[str] | None, typer.Option(help="Path or name of a dictionary; may be repeated. Default: the one that matches, else neurons.")] = None,
+    dictionary: Annotated[
+        list[str] | None, typer.Option(help="Path or name of a dictionary; may be repeated. Default: the one that matches, else neurons.")
+    ] = None,
     run_name: Annotated[str | None, typer.Option("--run", help="Analyse this run only; default: the first that appears.")] = None,
     seconds: Annotated[float | None, typer.Option(help="End after so many seconds from the first frame.")] = None,
     as_json: AsJson = False,
@@ -242,7 +252,7 @@ def replay(
         done = play(Recording(recording), publisher, speed=speed, from_s=from_s, to_s=to_s, wait_subscriber_s=wait, stop=stop)
     finally:
         publisher.close()
-    _result(done, as_json)
+    _result(asdict(done), as_json)
 
 
 @app.command()
@@ -259,7 +269,7 @@ def record(
     """
     from .launch import Stop
     from .stream.reading import Recording
-    from .stream.recording import record_stream
+    from .stream.transcript import record_stream
 
     record_stream(connect, to, run=run_name, seconds=seconds, stop=Stop())
     _result(Recording(to).info(), as_json)
@@ -320,7 +330,9 @@ def points(
     from .agent_side.points import points as list_points
     from .agent_side.rollout import load_policy
 
-    rows = [{"point": p.name, "module": p.module, "parameters": p.parameters, "default": p.default} for p in list_points(load_policy(agent))]
+    rows = [
+        {"point": p.name, "module": p.module, "parameters": p.parameters, "default": p.default} for p in list_points(load_policy(agent))
+    ]
     _table(rows, as_json)
 
 
@@ -346,7 +358,16 @@ def train(
     if to.exists():
         raise RecordingExists(f"{to} exists; dictionaries are never overwritten: name another folder with --out")
     card = train_recording(
-        recording, to, input_point=input_point, output_point=output_point, recipe=recipe, features=features, k=k, steps=steps, seed=seed, progress=None if as_json else _progress()
+        recording,
+        to,
+        input_point=input_point,
+        output_point=output_point,
+        recipe=recipe,
+        features=features,
+        k=k,
+        steps=steps,
+        seed=seed,
+        progress=None if as_json else _progress(),
     )
     _result(card, as_json)
 
@@ -400,7 +421,8 @@ def _line(data: Mapping[str, Any], as_json: bool, text: str) -> None:
 
 def _result(data: Mapping[str, Any], as_json: bool, keys: Iterable[str] | None = None) -> None:
     if as_json:
-        return _line(data, True, "")
+        _line(data, True, "")
+        return
     table = Table(show_header=False, box=None)
     for key in keys or data:
         table.add_row(f"[bold]{key}", _plain(_short(data[key])))

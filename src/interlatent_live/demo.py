@@ -85,7 +85,9 @@ class Demo:
         if service.code is None or (service is self.analyzer and service.code == 0):
             return
         if service.restarts >= MAX_RESTARTS:
-            raise InterlatentError(f"the {service.name} died {MAX_RESTARTS + 1} times, last with status {service.code}; its message stands above")
+            raise InterlatentError(
+                f"the {service.name} died {MAX_RESTARTS + 1} times, last with status {service.code}; its message stands above"
+            )
         self.say(f"the {service.name} ended with status {service.code}; starting it again")
         service.restart()
 
@@ -103,4 +105,11 @@ class Demo:
 
         assert self.db is not None
         acted = json.loads(self.acting.lines[-1])
-        return report(self.db, agent=self.agent, seconds=acted["seconds"], steps=acted["frames"], episodes=acted["episodes"], mean_return=acted["mean_return"])
+        return report(
+            self.db,
+            agent=self.agent,
+            seconds=acted["seconds"],
+            steps=acted["frames"],
+            episodes=acted["episodes"],
+            mean_return=acted["mean_return"],
+        )
