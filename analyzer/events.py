@@ -164,17 +164,17 @@ class EventTracker:
         new = np.empty(size, np.bool_)
         new[0] = True
         np.logical_or(key[1:] != key[:-1], position[1:] != position[:-1] + 1, out=new[1:])
-        begin = np.flatnonzero(new)
+        begin = new.nonzero()[0]
         span = np.cumsum(new) - 1
 
         value = np.concatenate((opened.peak, codes.values))[entry].astype(np.float64)
         magnitude = np.abs(value)
-        strongest = np.flatnonzero(magnitude == np.maximum.reduceat(magnitude, begin)[span])[::-1]
+        strongest = (magnitude == np.maximum.reduceat(magnitude, begin)[span]).nonzero()[0][::-1]
         peak = np.empty(len(begin), np.int64)
         peak[span[strongest]] = strongest  # the first of equals is written last
         addend = np.concatenate((opened.total, codes.values))[entry]
         total = np.bincount(span, addend)  # from left to right, so that no cut changes the sum
-        end = np.append(begin[1:], size) - 1
+        end = _ends(begin, size)
         frames = end - begin + 1
         source = np.concatenate((np.arange(many), row + many))[entry]  # a row of the tables below
         going = source[begin] < many
@@ -204,7 +204,7 @@ class EventTracker:
         keeps = ~closes
         self._open = _Open(key[keeps], first[keeps], peak_at[keeps], frames[keeps], value[keeps], total[keeps])
 
-        chosen = np.flatnonzero(closes & (frames >= self._least))
+        chosen = (closes & (frames >= self._least)).nonzero()[0]
         last_row, fresh = last_row[chosen], fresh[chosen]
         final = np.where(fresh, table[:3, last_row], before[:3, chosen])
         next_row = order[np.where(finished[chosen], 0, following[chosen])]
@@ -269,7 +269,7 @@ class EventTracker:
         begin[0] = True
         sorted_slot = slot[order]
         np.not_equal(sorted_slot[1:], sorted_slot[:-1], out=begin[1:])
-        begins = np.flatnonzero(begin)
+        begins = begin.nonzero()[0]
         mine = table[:5, order]
         prior = np.empty((5, count), np.int64)
         prior[:, 1:] = mine[:, :-1]
@@ -277,7 +277,7 @@ class EventTracker:
         ahead = mine[1] - prior[1]
         goes_on = (mine[2] == prior[2]) & (ahead > 0) & (ahead <= 1 + self._bridge) & (prior[4] == 0)
         steps = np.cumsum(np.where(goes_on, 1, 2))
-        length = np.diff(np.append(begins, count))
+        length = _ends(begins, count) - begins + 1
         base = prior[3, begins] - np.where(begins > 0, steps[begins - 1], 0)
         table[3, order] = steps + np.repeat(base, length)
         linked = np.empty(count, np.bool_)
@@ -285,7 +285,7 @@ class EventTracker:
         return order, begins, linked
 
     def _remember(self, table: Ints, slot: Ints, order: Ints, begins: Ints) -> None:
-        last = order[np.append(begins[1:], len(order)) - 1]
+        last = order[_ends(begins, len(order))]
         self._last[:, slot[last]] = table[:, last]
 
     def _give(self, decided_ns: Ints) -> list[Event]:
@@ -293,8 +293,10 @@ class EventTracker:
         if len(self.closed) == 0:
             return []
         second = decided_ns // 1_000_000_000
-        changes = np.flatnonzero(np.append(True, second[1:] != second[:-1]))
-        length = np.diff(np.append(changes, len(second)))
+        change = np.ones(len(second), np.bool_)
+        np.not_equal(second[1:], second[:-1], out=change[1:])
+        changes = change.nonzero()[0]
+        length = _ends(changes, len(second)) - changes + 1
         rank = np.arange(len(second)) - np.repeat(changes, length)
         if second[0] == self._second:
             rank[: length[0]] += self._given
@@ -304,6 +306,14 @@ class EventTracker:
             return self.closed.events()
         self.suppressed += int(np.count_nonzero(~allowed))
         return self.closed.at(allowed).events()
+
+
+def _ends(begins: Ints, count: int) -> Ints:
+    """The last index of each run, of runs that begin at `begins` and fill 0..count - 1."""
+    ends = np.empty_like(begins)
+    ends[:-1] = begins[1:] - 1
+    ends[-1] = count - 1
+    return ends
 
 
 def _unique(env: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], Ints]:
