@@ -1,0 +1,86 @@
+"""Serving the page: Bokeh's server in code, at `/`, on the loopback interface, with all of its scripts from this machine."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import webbrowser
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from bokeh.application import Application
+from bokeh.application.handlers.function import FunctionHandler
+from bokeh.server.server import Server
+from bokeh.settings import settings
+from tornado.ioloop import IOLoop, PeriodicCallback
+
+from interlatent_live.stream.errors import EndpointError, EndpointInUse
+from interlatent_live.viewer.feed import Feed
+from interlatent_live.viewer.page import application
+
+__all__ = ["DEFAULT_PORT", "serve"]
+
+log = logging.getLogger(__name__)
+DEFAULT_PORT: Final = 5580
+_LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
+_STOP_MS: Final = 100
+
+
+def _closed_tab(record: logging.LogRecord) -> bool:
+    """A message that was on its way when a tab was closed is no reason for a warning."""
+    return "connection was closed" not in record.getMessage()
+
+
+def serve(
+    db: Path,
+    *,
+    port: int = DEFAULT_PORT,
+    address: str = "127.0.0.1",
+    open_browser: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+    on_ready: Callable[[str], None] = lambda url: None,
+) -> None:
+    """Serve the page of a database, which may appear later, until `stop()`. `port` 0 takes a free one; `on_ready` gets the URL.
+
+    Raises EndpointInUse where the port is taken, and EndpointError for an address beyond this machine: the page has no
+    authentication of its own.
+    """
+    if address not in _LOOPBACK:
+        raise EndpointError(f"address {address!r} is not of this machine; serve on 127.0.0.1 and forward the port, e.g. by ssh -L")
+    settings.resources = "server"
+    logging.getLogger("bokeh.server.views.ws").addFilter(_closed_tab)
+    feed = Feed(db)
+    handler = FunctionHandler(application(feed))
+    loop = IOLoop()
+    try:
+        server = Server(
+            {"/": Application(handler)}, io_loop=loop, port=port, address=address, num_procs=1,
+            check_unused_sessions_milliseconds=2_000, unused_session_lifetime_milliseconds=15_000,
+            keep_alive_milliseconds=10_000,
+        )  # fmt: skip
+    except OSError as error:
+        loop.close()
+        if error.errno == errno.EADDRINUSE:
+            raise EndpointInUse(f"port {port} of {address} is taken; name another with --port, or 0 for a free one") from error
+        raise EndpointError(f"the page cannot be served at {address}:{port}: {error.strerror}") from error
+    url = f"http://{address}:{server.port}/"
+
+    def check() -> None:
+        if stop():
+            loop.stop()
+
+    server.start()
+    on_ready(url)
+    if open_browser:
+        loop.add_callback(webbrowser.open, url)
+    watcher = PeriodicCallback(check, _STOP_MS)
+    watcher.start()
+    try:
+        loop.start()
+    finally:
+        watcher.stop()
+        server.stop()
+        server.unlisten()
+        feed.reader.close()
+        loop.close(all_fds=True)
