@@ -22,7 +22,14 @@ from interlatent_live.stream.manifest import Manifest
 if TYPE_CHECKING:  # torch comes with it
     from interlatent_live.analyzer.dictionary import Dictionary
 
-__all__ = ["DictionaryFeatures", "Encoded", "FeatureSource", "NeuronFeatures", "use_one_thread"]
+__all__ = [
+    "DictionaryFeatures",
+    "Encoded",
+    "FeatureSource",
+    "NeuronFeatures",
+    "activations_of",
+    "use_one_thread",
+]
 
 Floats = npt.NDArray[np.float32]
 
@@ -148,11 +155,11 @@ class DictionaryFeatures:
     def encode(self, batch: FrameBatch, manifest: Manifest) -> Encoded | None:
         """Latents of the rows in which the input was captured; errors where the output was as well."""
         source, target = self.dictionary.cfg.input, self.dictionary.cfg.output
-        x = _activations(batch, manifest, source)
+        x = activations_of(batch, manifest, source)
         if x is None:
             return None
         rows = batch.rows_of(source)
-        y = x if source == target else _activations(batch, manifest, target)
+        y = x if source == target else activations_of(batch, manifest, target)
         if y is not None and source != target:
             # One forward fires both; where a module was skipped, only rows with both can be judged and shown together.
             at_target = batch.rows_of(target)
@@ -253,7 +260,7 @@ class NeuronFeatures:
 
     def encode(self, batch: FrameBatch, manifest: Manifest) -> Encoded | None:
         """Signed z of the active neurons, by the median of the batches before; then take the batch into the sample."""
-        x = _activations(batch, manifest, self._point)
+        x = activations_of(batch, manifest, self._point)
         if x is None:
             return None
         if x.shape[1] != self._size:
@@ -314,7 +321,7 @@ class NeuronFeatures:
         self._gained = 0
 
 
-def _activations(batch: FrameBatch, manifest: Manifest, point: str) -> Floats | None:
+def activations_of(batch: FrameBatch, manifest: Manifest, point: str) -> Floats | None:
     """(m, width) float32 of a tap point, flattened; bfloat16 travels as the upper half of a float32."""
     values = batch.activations.get(point)
     if values is None:
