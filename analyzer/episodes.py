@@ -49,9 +49,8 @@ class Episodes:
         columns = batch.columns
         step, reward = columns["episode_step"], columns.get("reward")
         terminated, truncated = columns.get("terminated"), columns.get("truncated")
-        for env, number, rows in _groups(columns["env"], columns["episode"]):
-            first, last = int(rows[0]), int(rows[-1])
-            whole = int(step[last]) - int(step[first]) == len(rows) - 1
+        for env, number, rows, first, last, count in _groups(columns["env"], columns["episode"]):
+            whole = int(step[last]) - int(step[first]) == count - 1
             found = self._open.pop(env, None)
             if found is not None and found.episode != number:
                 ended.append(found)
@@ -80,10 +79,13 @@ class Episodes:
 
 def _groups(
     env: npt.NDArray[np.int32], episode: npt.NDArray[np.int32]
-) -> Iterator[tuple[int, int, npt.NDArray[np.int64]]]:
-    """(environment, episode, row indices rising), by environment and then episode."""
+) -> Iterator[tuple[int, int, npt.NDArray[np.int64] | slice, int, int, int]]:
+    """(environment, episode, its rows, the first, the last, their number), by environment and then episode."""
+    if (env == env[0]).all() and (episode == episode[0]).all():
+        yield int(env[0]), int(episode[0]), slice(None), 0, len(env) - 1, len(env)
+        return
     order = np.lexsort((episode, env))
     env, episode = env[order], episode[order]
     cuts = np.flatnonzero((np.diff(env) != 0) | (np.diff(episode) != 0)) + 1
     for rows, begin in zip(np.split(order, cuts), (0, *cuts.tolist()), strict=True):
-        yield int(env[begin]), int(episode[begin]), rows
+        yield int(env[begin]), int(episode[begin]), rows, int(rows[0]), int(rows[-1]), len(rows)

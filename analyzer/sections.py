@@ -22,7 +22,7 @@ from interlatent_live.analyzer.peaks import Peak, PeakKeeper
 from interlatent_live.analyzer.quality import Quality, QualityWindow
 from interlatent_live.analyzer.rolling import Rolling, Span
 from interlatent_live.analyzer.store import Store
-from interlatent_live.analyzer.writes import Writes
+from interlatent_live.analyzer.writes import Value, Writes
 from interlatent_live.stream.frames import FrameBatch
 from interlatent_live.stream.manifest import Manifest
 
@@ -38,6 +38,7 @@ SIGNIFICANT_Q: Final = 0.05
 """False discovery rate, within a snapshot, below which a correlation is called significant."""
 _EVENT: Final = f"INSERT INTO events (id, section_id, {', '.join(Event._fields)}) VALUES (?{', ?' * 13})"
 _PEAK: Final = f"INSERT INTO peaks (section_id, {', '.join(Peak._fields)}) VALUES (?{', ?' * 8})"
+_GONE: Final = "DELETE FROM peaks WHERE section_id = ? AND feature = ? AND seq = ?"
 _SPANS: Final[tuple[Span, ...]] = ("rolling", "start")
 
 
@@ -54,6 +55,8 @@ class Section:
         self.activity = Activity(source.features)
         self._events = EventTracker(source.features)
         self._peaks = PeakKeeper(source.features, num_envs=manifest.num_envs, first_seq=first.first_seq)
+        self._new_peaks: dict[tuple[int, int], tuple[Value, ...]] = {}
+        self._gone_peaks: list[tuple[Value, ...]] = []
         self._quality = QualityWindow()
         self._drift = DriftMonitor(source.features, source.card)
         self._rolling = Rolling(source.features, len(manifest.metrics)) if manifest.metrics else None
@@ -117,7 +120,10 @@ class Section:
             self._snapshot(time_ns, writes)
 
     def touch(self, writes: Writes) -> None:
-        """Write how far the section has come; once a transaction."""
+        """Write how far the section has come; once a transaction. Most peaks of a transaction are gone by its end."""
+        writes.execute_many(_GONE, self._gone_peaks)
+        writes.execute_many(_PEAK, list(self._new_peaks.values()))
+        self._gone_peaks, self._new_peaks = [], {}
         writes.execute("UPDATE sections SET next_seq = ? WHERE id = ?", self.next_seq, self.id)
 
     def close(self, writes: Writes) -> None:
@@ -131,13 +137,14 @@ class Section:
         self.touch(writes)
 
     def _write_events(self, events: list[Event], writes: Writes) -> None:
-        for event in events:
-            writes.execute(_EVENT, self._store.new_id("events"), self.id, *event)
+        new_id = self._store.new_id
+        writes.execute_many(_EVENT, [(new_id("events"), self.id, *event) for event in events])
         inserted, evicted = self._peaks.update(self._events.closed)
-        for feature, seq in evicted:
-            writes.execute("DELETE FROM peaks WHERE section_id = ? AND feature = ? AND seq = ?", self.id, feature, seq)
+        for key in evicted:
+            if self._new_peaks.pop(key, None) is None:
+                self._gone_peaks.append((self.id, *key))
         for peak in inserted:
-            writes.execute(_PEAK, self.id, *peak)
+            self._new_peaks[peak.feature, peak.seq] = (self.id, *peak)
 
     def _write_quality(self, judged: Quality, writes: Writes) -> None:
         writes.insert(

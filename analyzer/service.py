@@ -43,6 +43,8 @@ MAX_DRAIN: Final = 256
 """Messages that share one transaction at most."""
 DRAIN_S: Final = 0.02
 """Seconds after which a transaction is closed although more is pending."""
+MAX_PENDING: Final = 8_192
+"""Statements that share one transaction, from a recording."""
 FULL_PATIENCE_S: Final = 30.0
 """How long a full disk is waited for, in seconds."""
 _LOG = logging.getLogger(__name__)
@@ -247,7 +249,7 @@ def analyze_recording(
         )
         for message in source.messages():
             _patiently(partial(analyzer.feed, message, commit=False), stop)
-            if analyzer.pending >= MAX_DRAIN:
+            if analyzer.pending >= MAX_PENDING:
                 _patiently(analyzer.commit, stop)
             if stop() or _over(analyzer, seconds):
                 break

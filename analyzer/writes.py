@@ -38,6 +38,13 @@ class Writes:
         """Any other statement."""
         self._add(sql, values)
 
+    def execute_many(self, sql: str, rows: Sequence[_Row]) -> None:
+        """Any other statement, for several rows."""
+        if rows:
+            self._add(sql, rows[0])
+            self._groups[-1][1].extend(rows[1:])
+            self.rows += len(rows) - 1
+
     def _add(self, sql: str, row: _Row) -> None:
         if not self._groups or self._groups[-1][0] != sql:
             self._groups.append((sql, []))
