@@ -1,0 +1,331 @@
+"""Sealing: the agent's half of the tap, what `step` does. Nothing here blocks, wakes a thread or raises.
+
+A step turns what the hooks kept, and what it is given, into one tuple and appends it to a deque: about 2 µs, with two
+tap points (bench/tap.py). In a loop paced by sleeping, caches are cold and the same code takes several times as long,
+so the state that it touches lies close together, in slots. Episodes are counted here and not by the sender, since rows
+that the queue drops may hold the end of one.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from time import monotonic_ns, perf_counter_ns
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from interlatent_live.agent_side.capture import Capture
+from interlatent_live.agent_side.metrics import Metric, Transition
+from interlatent_live.agent_side.rows import Row, hand_over
+from interlatent_live.stream.wire import MAX_OBSERVATION
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+__all__ = ["Sealer"]
+
+_LOG = logging.getLogger(__name__)
+_SAMPLE: Final = 16
+"""One step of so many is timed."""
+_ROW_BYTES: Final = 512
+"""What a row costs beside its arrays, in bytes of memory."""
+_MAX_SAID: Final = 100
+_SCALARS: Final = frozenset({type(None), bool, int, float, np.bool_, np.int64, np.int32, np.float64, np.float32})
+"""Types that nobody can overwrite, so they wait in the queue as they are."""
+
+
+class Sealer:
+    """Seals rows into a bounded queue that drops its oldest. For the agent's thread; the sender's pops from the
+    left."""
+
+    __slots__ = (  # those that every step touches come first
+        "_autoreset_rows",
+        "_batched",
+        "_begin",
+        "_begins",
+        "_capture",
+        "_episode",
+        "_episodes",
+        "_fired",
+        "_frames",
+        "_functions",
+        "_gate",
+        "_limit",
+        "_metric_failures",
+        "_nothing",
+        "_observation_dtype",
+        "_overheads",
+        "_queue",
+        "_queue_bytes",
+        "_said",
+        "_sealing",
+        "_several",
+        "_slots",
+        "_step_failures",
+        "_steps",
+        "policy_version",
+        "run",
+    )  # fmt: skip
+
+    def __init__(self, run: str, capture: Capture, metrics: Sequence[Metric], queue_bytes: int) -> None:
+        self.run = run
+        """Name of the run, part of its topics."""
+        self.policy_version = 0
+        """Stands on every frame; count it up when the weights change."""
+        self._capture = capture
+        self._slots, self._gate = capture.slots, capture.gate
+        self._nothing = tuple(capture.slots)
+        self._functions = tuple(metric for metric in metrics if callable(metric.source))
+        self._queue: deque[Row] = deque()
+        self._queue_bytes = queue_bytes
+        self._sealing = False
+        self._observation_dtype: Any = None
+        self._steps = self._frames = self._episode = self._begin = 0
+        self._fired = -1
+        self._overheads: deque[int] = deque(maxlen=1024)
+        self._autoreset_rows = self._metric_failures = self._step_failures = 0
+        self._said: set[str] = set()
+        self._resize(capture.num_envs, capture.num_envs > 1)
+        capture.on_layout = self._bound_queue
+
+    def _resize(self, num_envs: int, batched: bool) -> None:
+        """Begin with `num_envs` environments; `batched`: what `step` is given has a leading dimension of num_envs."""
+        self._capture.num_envs = num_envs
+        self._several, self._batched = num_envs > 1, batched
+        self._episodes: npt.NDArray[np.int32] = np.zeros(num_envs, np.int32)
+        self._begins: npt.NDArray[np.int64] = np.zeros(num_envs, np.int64)
+        self._bound_queue()
+
+    def step(
+        self,
+        *,
+        observation: Any = None,
+        action: Any = None,
+        reward: Any = None,
+        terminated: Any = None,
+        truncated: Any = None,
+        metrics: Mapping[str, Any] | None = None,
+        next_observation: Any = None,
+        info: Mapping[str, Any] | None = None,
+        image: Any = None,
+        valid: npt.NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Seal one row: what the hooks kept since the last call, with what is given. Never blocks and never raises.
+
+        `observation` is what was acted on, `next_observation` what came of it. With several environments everything has
+        a leading dimension of num_envs, and `valid` (num_envs,) is False for autoreset rows, which are no frames.
+        `metrics`: a number per name. `image`: (h, w, 3) uint8.
+        """
+        if not self._sealing:
+            self._unsealed()
+            return
+        gate = self._gate
+        began = perf_counter_ns() if gate else 0
+        step = self._steps
+        self._steps = step + 1
+        try:
+            slots = self._slots
+            kept = tuple(slots)
+            if kept != self._nothing:
+                slots[:] = self._nothing
+                self._fired = step
+                age = 0
+            else:
+                age = step - self._fired if self._fired >= 0 else -1
+            several = self._several
+            if several or valid is not None:
+                reward, terminated, truncated = (_copy_of(v) for v in (reward, terminated, truncated))
+                counted, frames, done = self._mask(valid, terminated, truncated)
+            else:
+                counted, frames, done = None, 1, bool(terminated or truncated)
+                if type(reward) not in _SCALARS:
+                    reward = _copy_of(reward)
+            if frames:
+                if type(observation) is np.ndarray and observation.dtype is self._observation_dtype:
+                    observed, observed_dtype = observation.tobytes(), observation.dtype
+                else:
+                    observed, observed_dtype = self._observed(observation)
+                if type(action) in _SCALARS:
+                    acted, acted_dtype = action, None
+                else:
+                    acted, acted_dtype = hand_over(action)
+                evaluated = None
+                if self._functions:
+                    outcome = (reward, terminated, truncated, next_observation, info)
+                    evaluated = self._evaluate(step, observation, action, outcome, counted)
+                queue = self._queue
+                seq = self._frames
+                queue.append(
+                    (
+                        seq,
+                        step,
+                        monotonic_ns(),
+                        kept,
+                        observed,
+                        observed_dtype,
+                        acted,
+                        acted_dtype,
+                        reward,
+                        terminated,
+                        truncated,
+                        evaluated,
+                        dict(metrics) if metrics else None,
+                        self._episodes if several else self._episode,
+                        self._begins if several else self._begin,
+                        age,
+                        self.policy_version,
+                        counted,
+                    )
+                )
+                self._frames = seq + frames
+                if len(queue) > self._limit:
+                    self._drop()
+                if image is not None and (counted is None or counted[0]):
+                    self._picture(image, seq, step)
+            if done:
+                self._next_episode(step, valid, terminated, truncated)
+        except Exception as error:  # noqa: BLE001 - the agent goes on, whatever it was given
+            self._step_failures += 1
+            self._say(f"a step was not kept: {type(error).__name__}: {error}")
+        if began:
+            self._overheads.append(perf_counter_ns() - began + self._capture.hook_ns)
+            self._capture.hook_ns = 0
+            gate.clear()
+        elif not step % _SAMPLE:
+            gate.append(1)
+
+    def new_episode(self, mask: npt.NDArray[np.bool_] | None = None) -> None:
+        """An episode begins though none was reported as ended: a reset in mid-episode. `mask`: (num_envs,) which
+        environments."""
+        if self._capture.num_envs == 1:
+            if self._steps > self._begin and (mask is None or bool(mask[0])):
+                self._episode += 1
+                self._begin = self._steps
+            return
+        fresh = self._steps > self._begins
+        if mask is not None:
+            fresh &= mask
+        self._episodes = self._episodes + fresh.astype(np.int32)
+        self._begins = np.where(fresh, self._steps, self._begins)
+
+    def _unsealed(self) -> None:
+        """Called for a step that is not sealed."""
+
+    def _picture(self, image: Any, seq: int, step: int) -> None:
+        """Called for a frame with a picture."""
+
+    def _mask(
+        self, valid: npt.NDArray[np.bool_] | None, terminated: Any, truncated: Any
+    ) -> tuple[npt.NDArray[np.bool_] | None, int, bool]:
+        """Which environments have a frame (None: all), how many, and whether an episode ends or a row is none."""
+        envs = self._capture.num_envs
+        done = bool(np.any(terminated)) or bool(np.any(truncated))
+        if valid is None or valid.all():
+            return None, envs, done
+        frames = int(valid.sum())
+        self._autoreset_rows += envs - frames
+        return valid.copy(), frames, True
+
+    def _next_episode(self, step: int, valid: npt.NDArray[np.bool_] | None, terminated: Any, truncated: Any) -> None:
+        done = np.zeros(self._capture.num_envs, bool)
+        for ended in (terminated, truncated):
+            if ended is not None:
+                done |= np.asarray(ended, bool)
+        begins = done
+        if valid is not None:
+            done = done & valid
+            begins = done | ~valid
+        if self._capture.num_envs == 1:
+            self._episode += int(done[0])
+            self._begin = step + 1
+        else:  # new arrays: rows that wait refer to the old ones
+            self._episodes = self._episodes + done.astype(np.int32)
+            self._begins = np.where(begins, step + 1, self._begins)
+
+    def _observed(self, observation: Any) -> tuple[Any, np.dtype[Any] | None]:
+        if observation is None:
+            return None, None
+        size = observation.size if isinstance(observation, np.ndarray) else 0
+        if size > MAX_OBSERVATION * self._capture.num_envs:
+            shape = observation.shape
+            self._say(f"observations of shape {shape} are not kept; vectors of up to {MAX_OBSERVATION} elements are: give metrics")
+            return None, None
+        observed, dtype = hand_over(observation)
+        if observed is None:
+            kind = type(observation).__name__
+            self._say(f"observations of type {kind} are not kept; arrays of numbers are: give metrics")
+        self._observation_dtype = dtype
+        return observed, dtype
+
+    def _evaluate(
+        self, step: int, observation: Any, action: Any, outcome: tuple[Any, ...], counted: npt.NDArray[np.bool_] | None
+    ) -> npt.NDArray[np.float64]:
+        """(num_envs, functions) values of the metrics that are functions."""
+        envs = self._capture.num_envs
+        values = np.full((envs, len(self._functions)), np.nan)
+        for env in range(envs):
+            if counted is not None and not counted[env]:
+                continue
+            if self._batched:
+                seen = Transition(_of(observation, env), _of(action, env), env=env, step=step)
+                reward, terminated, truncated, following, info = (_of(item, env) for item in outcome)
+            else:
+                seen = Transition(observation, action, env=env, step=step)
+                reward, terminated, truncated, following, info = outcome
+            after = seen._replace(
+                reward=math.nan if reward is None else reward,
+                terminated=bool(terminated),
+                truncated=bool(truncated),
+                next_observation=following,
+                info={} if info is None else info,
+            )
+            for i, metric in enumerate(self._functions):
+                try:
+                    values[env, i] = metric.source(seen if metric.scope == "observation" else after)  # type: ignore[misc,operator]
+                except Exception as error:  # noqa: BLE001 - the user's function; the agent goes on
+                    self._metric_failures += 1
+                    self._say(f"metric {metric.name!r} failed: {type(error).__name__}: {error}")
+        return values
+
+    def _drop(self) -> None:
+        """Drop the oldest rows beyond the limit; the sender finds them missing from the sequence numbers, and counts
+        them."""
+        queue = self._queue
+        while len(queue) > self._limit:
+            try:
+                queue.popleft()
+            except IndexError:  # the sender was faster
+                return
+
+    def _bound_queue(self) -> None:
+        self._limit = max(1, self._queue_bytes // (_ROW_BYTES + self._capture.row_bytes()))
+
+    def _say(self, message: str, *, now: bool = False) -> None:
+        """Log once per beginning of the message; on the sender's thread, unless `now`."""
+        key = message[:40]
+        if key in self._said or len(self._said) >= _MAX_SAID:
+            return
+        self._said.add(key)
+        if now:
+            _LOG.warning("run %s: %s", self.run, message)
+        else:
+            self._capture.reports.append(message)
+
+
+def _copy_of(value: Any) -> Any:
+    """A copy of what the caller may overwrite."""
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    return value.detach().clone() if hasattr(value, "detach") else value
+
+
+def _of(values: Any, env: int) -> Any:
+    """One environment's part of what a vector environment gives; of a mapping, that of every entry."""
+    if isinstance(values, Mapping):
+        return {k: _of(v, env) for k, v in values.items() if not str(k).startswith("_")}
+    if isinstance(values, tuple):
+        return tuple(_of(v, env) for v in values)
+    return values[env] if hasattr(values, "__getitem__") and not isinstance(values, str) else values
