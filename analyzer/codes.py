@@ -89,14 +89,20 @@ class Codes:
     @classmethod
     def from_padded(cls, indices: npt.NDArray[Any], values: npt.NDArray[Any], features: int) -> Codes:
         """From (rows, k) arrays as `topk` gives them: any order, a value of 0 meaning inactive."""
-        order = np.argsort(indices, axis=1)
-        indices = np.take_along_axis(indices, order, axis=1)
-        values = np.take_along_axis(values, order, axis=1)
-        mask = values != 0
-        indptr = np.zeros(len(values) + 1, np.int32)
+        rows, k = indices.shape
+        # Index above value in one integer: one sort of whole numbers instead of an argsort and two gathers.
+        packed = indices.astype(np.uint64) << np.uint64(32)
+        packed |= np.ascontiguousarray(values, np.float32).view(np.uint32)
+        packed.sort(axis=1)
+        kept = packed.astype(np.uint32).view(np.float32)  # the lower half
+        ordered = (packed >> np.uint64(32)).astype(_index_dtype(features))
+        mask = kept != 0
+        if mask.all():
+            indptr = np.arange(0, rows * k + 1, k, dtype=np.int32) if k else np.zeros(rows + 1, np.int32)
+            return cls(indptr, ordered.reshape(-1), kept.reshape(-1), features)
+        indptr = np.zeros(rows + 1, np.int32)
         np.cumsum(np.count_nonzero(mask, axis=1), out=indptr[1:])
-        kept = values[mask].astype(np.float32, copy=False)
-        return cls(indptr, indices[mask].astype(_index_dtype(features)), kept, features)
+        return cls(indptr, ordered[mask], kept[mask], features)
 
     def dense(self) -> npt.NDArray[np.float32]:
         """(rows, features) float32."""
