@@ -1,0 +1,209 @@
+"""Predicates in plain words: `describe` says all of one with units, `label` names it in at most six words.
+
+Words claim no more than the clause does: "high" means beyond the median of the training frames, and a phrase such as
+"torso leans forward" is used only where the clause implies its sign. Pure; a few microseconds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from interlatent_live.explainer.grammar import print_number
+from interlatent_live.explainer.predicate import Clause, Predicate
+from interlatent_live.explainer.table import Table, Vocabulary, feature_number
+
+__all__ = ["LABEL_WORDS", "PHRASES", "Wording", "spoken"]
+
+LABEL_WORDS = 6
+
+PHRASES: Mapping[str, tuple[str, str]] = {
+    "pole_angle": ("pole leans right", "pole leans left"),
+    "pole_angular_velocity": ("pole turns right", "pole turns left"),
+    "cart_position": ("cart right of centre", "cart left of centre"),
+    "cart_velocity": ("cart moves right", "cart moves left"),
+    "pitch": ("torso leans forward", "torso leans back"),
+    "forward_velocity": ("moving forward", "moving backward"),
+    "left_velocity": ("moving left", "moving right"),
+    "up_velocity": ("torso rises", "torso sinks"),
+    "target_sine": ("target to the left", "target to the right"),
+    "right_foot_contact": ("right foot down", "right foot lifted"),
+    "left_foot_contact": ("left foot down", "left foot lifted"),
+}
+"""Metrics of the environments we ship whose sign has a name: for positive values, for negative (or 0, if 0 or 1)."""
+
+_SCALED = re.compile(r"(\d+(?:\.\d+)?)(?:/(\d+(?:\.\d+)?))?\s*([^\d\s/].*)?")
+_PLAIN = {">": "above", ">=": "at least", "<": "below", "<=": "at most", "==": "equal to", "!=": "other than"}
+_COUNT = {">": "more than", ">=": "at least", "<": "fewer than", "<=": "at most", "==": "exactly", "!=": "other than"}
+_RISING = (">", ">=")
+
+
+def spoken(name: str) -> str:
+    """A name as words: 'right foot contact' for 'right_foot_contact', 'feature 41' for 'f41'."""
+    number = feature_number(name)
+    if number is not None:
+        return f"feature {number}"
+    return _clean(re.sub(r"\[(\d+)\]", r" \1", name).replace("_", " "))
+
+
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """What words need to know of the data."""
+
+    vocabulary: Vocabulary
+    step_period_s: float | None = None
+    """Seconds a step takes, to give lags in seconds; None to give them in steps."""
+    quantiles: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    """Metric to its (101,) percentiles over the training frames; what is not there is never called high or low."""
+    switches: frozenset[str] = frozenset()
+    """Metrics that are 0 or 1."""
+    phrases: Mapping[str, tuple[str, str]] = field(default_factory=lambda: PHRASES)
+
+    @classmethod
+    def of(
+        cls, table: Table, rows: npt.NDArray[np.bool_], metrics: Sequence[str], *, step_period_s: float | None = None,
+        phrases: Mapping[str, tuple[str, str]] = PHRASES,
+    ) -> Wording:
+        """With what the training frames `rows` (n,) say of `metrics`."""
+        quantiles, switches = {}, set()
+        for name in metrics:
+            values = np.asarray(table.number(name)[rows], np.float64)
+            values = values[np.isfinite(values)]
+            if len(values):
+                quantiles[name] = np.quantile(values, np.linspace(0, 1, 101))
+                if np.isin(values, (0.0, 1.0)).all():
+                    switches.add(name)
+        return cls(table.vocabulary, step_period_s, quantiles, frozenset(switches), phrases)
+
+    def describe(self, predicate: Predicate) -> str:
+        """The whole predicate in words, with units."""
+        inner, outer = (" and ", ", or ") if predicate.join == "or" else (" or ", ", and ")
+        parts = [inner.join(self.clause(c) for c in group) for group in predicate.groups]
+        if predicate.join == "and":
+            parts = [f"either {p}" if len(g) > 1 else p for p, g in zip(parts, predicate.groups, strict=True)]
+        simple = len(parts) > 1 and all(len(g) == 1 for g in predicate.groups)
+        return " or ".join(parts) if simple else outer.join(parts)
+
+    def clause(self, clause: Clause) -> str:
+        """One clause in words."""
+        name, sign = spoken(clause.metric), clause.comparison
+        if isinstance(clause.value, str):
+            return f"{name} is {'' if sign == '==' else 'not '}{_clean(clause.value)}"
+        if clause.change:
+            return self._changed(clause, name, float(clause.value))
+        then = f" {self._steps(clause.lag)} ago" if clause.lag else ""
+        state = self._state(clause)
+        if state is not None:
+            return (self.phrases[clause.metric][0 if state else 1] if clause.metric in self.phrases
+                    else f"{'' if state else 'no '}{name}") + then
+        special = self._attribute(clause)
+        if special is not None and not clause.lag:
+            return special
+        return f"{name}{then} {_PLAIN[sign]} {self._quantity(clause.metric, float(clause.value))}"
+
+    def label(self, predicate: Predicate) -> str:
+        """At most six words: as many clauses as fit, those of the first alternative where there are several."""
+        any_of = len(predicate.groups) > 1 and all(len(g) == 1 for g in predicate.groups)
+        parts: list[str] = []
+        words = 0
+        for clause in predicate.clauses if any_of else next(iter(predicate.alternatives())):
+            short = self._short(clause)
+            cost = len(short.split()) + (any_of and bool(parts))  # 'or' is a word too
+            if words + cost <= LABEL_WORDS:
+                parts.append(short)
+                words += cost
+        if not parts:
+            parts = [" ".join(spoken(predicate.clauses[0].metric).split()[:LABEL_WORDS])]
+        return (" or " if any_of else ", ").join(parts)
+
+    def _short(self, clause: Clause) -> str:
+        name, sign = spoken(clause.metric), clause.comparison
+        if isinstance(clause.value, str) or sign in ("==", "!="):
+            return self.clause(clause)
+        value, rising = float(clause.value), sign in _RISING
+        if clause.change:
+            return f"{name} {'rises' if value >= 0 else 'not falling'}" if rising else (
+                f"{name} {'falls' if value <= 0 else 'not rising'}")
+        state = self._state(clause)
+        if state is not None:
+            return self.clause(clause.model_copy(update={"lag": 0}))
+        if clause.metric in self.phrases and (value >= 0 if rising else value <= 0):
+            return self.phrases[clause.metric][0 if rising else 1]
+        percentiles = self.quantiles.get(clause.metric)
+        if percentiles is None:
+            return f"{name} {'above' if rising else 'below'} {print_number(_significant(value, 2))}"
+        rank = float(np.searchsorted(percentiles, value)) / 100
+        beyond = rank if rising else 1 - rank
+        high, low = ("high", "low") if rising else ("low", "high")
+        return f"very {high} {name}" if beyond >= 0.9 else f"{high} {name}" if beyond >= 0.5 else f"{name} not {low}"
+
+    def _state(self, clause: Clause) -> bool | None:
+        """True or False where the clause says that a switch is on or off."""
+        if clause.metric not in self.switches or isinstance(clause.value, str):
+            return None
+        truths = [_compare(clause.comparison, v, float(clause.value)) for v in (0.0, 1.0)]
+        return truths[1] if truths[0] != truths[1] else None
+
+    def _changed(self, clause: Clause, name: str, value: float) -> str:
+        over = f"over {self._steps(clause.change)}"
+        amount = self._quantity(clause.metric, abs(value))
+        if clause.comparison in _RISING and value >= 0:
+            return f"{name} up by {_PLAIN[clause.comparison].replace('above', 'more than')} {amount} {over}"
+        if clause.comparison in ("<", "<=") and value <= 0:
+            least = {"<": "more than", "<=": "at least"}[clause.comparison]
+            return f"{name} down by {least} {amount} {over}"
+        return f"change of {name} {over} {_PLAIN[clause.comparison]} {self._quantity(clause.metric, value)}"
+
+    def _attribute(self, clause: Clause) -> str | None:
+        value = float(clause.value)
+        if self.vocabulary.kind(clause.metric) != "attribute":
+            return None
+        count = f"{_COUNT[clause.comparison]} {print_number(value)}"
+        if clause.metric == "steps_to_end":
+            return f"{count} steps before the episode ends"
+        if clause.metric == "episode_step":
+            return f"{count} steps into the episode"
+        if clause.metric == "episode_length":
+            return f"an episode of {count} steps"
+        if clause.metric == "episode_terminated":
+            truths = [_compare(clause.comparison, v, value) for v in (0.0, 1.0)]
+            if truths[0] != truths[1]:
+                return f"an episode that {'ends by itself' if truths[1] else 'is cut off'}"
+        return None
+
+    def _steps(self, steps: int) -> str:
+        if self.step_period_s is None:
+            return f"{steps} step{'' if steps == 1 else 's'}"
+        return f"{print_number(_significant(steps * self.step_period_s, 2))} s"
+
+    def _quantity(self, name: str, value: float) -> str:
+        """With its unit; '3 m/s' where 0.9 is counted in '10/3 m/s'."""
+        unit = self.vocabulary.unit(name)
+        scaled = _SCALED.fullmatch(unit)
+        if scaled:
+            value *= float(scaled[1]) / float(scaled[2] or 1)
+            unit = scaled[3] or ""
+            value = _significant(value, 3)
+        return f"{print_number(value)} {_clean(unit) if unit else ''}".rstrip()
+
+
+def _clean(text: str) -> str:
+    """Without what could be markup or is not seen: names, units and labels come from outside."""
+    return " ".join(re.sub(r"[^\w.+\-*/%°²³·]+", " ", text).split()) or "unnamed"
+
+
+def _compare(comparison: str, left: float, right: float) -> bool:
+    outcomes: dict[str, Any] = {
+        ">": left > right, ">=": left >= right, "<": left < right, "<=": left <= right, "==": left == right,
+        "!=": left != right,
+    }
+    return bool(outcomes[comparison])
+
+
+def _significant(value: float, digits: int) -> float:
+    return float(f"{value:.{digits}g}")
