@@ -24,6 +24,7 @@ from interlatent_live.analyzer.accounts import Accounts
 from interlatent_live.analyzer.blobs import pack_columns
 from interlatent_live.analyzer.boots import BootAnalysis
 from interlatent_live.analyzer.choice import choose
+from interlatent_live.analyzer.features import use_one_thread
 from interlatent_live.analyzer.sections import Section
 from interlatent_live.analyzer.store import Store
 from interlatent_live.analyzer.writes import Writes
@@ -243,6 +244,7 @@ def analyze_recording(
 ) -> dict[str, Any]:
     """Analyse a recording into a database, up to `seconds` of frame time; the counts of what was done."""
     source = recording if isinstance(recording, Recording) else Recording(recording)
+    _prepare(neurons_only)
     with Store(db, run=run or source.manifest.run) as store:
         analyzer = Analyzer(
             store, dictionaries=_load(dictionaries), neurons_only=neurons_only, allow_mismatch=allow_mismatch
@@ -271,6 +273,7 @@ def analyze_stream(
 ) -> dict[str, Any]:
     """Analyse a live stream until its farewell, `seconds` after the first frame, or `stop()`; counts of it."""
     loaded = _load(dictionaries)
+    _prepare(neurons_only)
     with Store(db, run=run) as store, Subscriber(endpoint, run=run) as subscriber:
         since_ns = time.monotonic_ns()
         analyzer = Analyzer(
@@ -338,6 +341,16 @@ def _load(dictionaries: Sequence[str | Path | Dictionary]) -> list[Dictionary]:
     from interlatent_live.analyzer.registry import find
 
     return [find(str(d)) if isinstance(d, (str, Path)) else d for d in dictionaries]
+
+
+def _prepare(neurons_only: bool) -> None:
+    """Import torch and look for dictionaries before frames come: it takes seconds, for which they would wait."""
+    if neurons_only:
+        return
+    from interlatent_live.analyzer.registry import installed
+
+    use_one_thread()
+    installed()
 
 
 def _summary(store: Store, analyzer: Analyzer) -> dict[str, Any]:
