@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from interlatent_live.agent_side.agents import AGENTS
+from interlatent_live.agent_side.weights import weights_hash
+from interlatent_live.analyzer import registry
+from interlatent_live.stream.manifest import Manifest, TapPointSpec
+
+
+@pytest.mark.parametrize("name", sorted(AGENTS))
+def test_each_reference_agent_has_its_dictionary(name: str) -> None:
+    agent = AGENTS[name]
+    dictionary = registry.find(agent.dictionary)
+    cfg, card = dictionary.cfg, dictionary.card
+    assert card is not None
+    assert (dictionary.name, cfg.model_hash) == (name, weights_hash(agent.make_policy()))
+    assert {cfg.input, cfg.output} <= set(agent.tap_points)
+    points = (TapPointSpec(cfg.input, "float32", (cfg.d_in,)), TapPointSpec(cfg.output, "float32", (cfg.d_out,)))
+    stream = Manifest("r", "b", 0, 0, tap_points=points, weights_hash=cfg.model_hash)
+    assert [d.hash for d in registry.match(stream)] == [dictionary.hash]
+    assert {"seed", "command"} <= set(cfg.provenance)
+    assert dictionary.path is not None
+    assert sum(file.stat().st_size for file in Path(dictionary.path).iterdir()) <= 2_000_000
+
+
+def test_they_are_what_ships() -> None:
+    assert sorted(d.name for d in registry.shipped()) == sorted(a.dictionary for a in AGENTS.values())
+
+
+@pytest.mark.parametrize(("name", "fvu", "l0"), [("cartpole", 0.02, 8), ("humanoid", 0.06, 16)])
+def test_their_cards_reach_what_was_asked(name: str, fvu: float, l0: float) -> None:
+    card = registry.find(name).card
+    assert card is not None
+    assert card["fvu"] <= fvu
+    assert card["l0"] <= l0
+    assert card["fvu"] <= card["baselines"]["pca"]["fvu"] / 3
+    assert card["dead_share"] <= 0.05
+    for measure in ("fvu", "l0"):
+        values = list(card["quantiles"][measure].values())
+        assert values == sorted(values)
+        assert all(math.isfinite(v) for v in values)
+
+
+def test_the_cartpole_dictionary_reconstructs_an_episode_it_never_saw() -> None:
+    agent = AGENTS["cartpole"]
+    policy, env, dictionary = agent.make_policy(), agent.make_env(), registry.find("cartpole")
+    captured: dict[str, list[Any]] = {dictionary.cfg.input: [], dictionary.cfg.output: []}
+    for point, kept in captured.items():
+        module = policy.get_submodule(point.split(":")[0])
+        module.register_forward_hook(lambda _m, _i, out, kept=kept: kept.append(out[0].clone()) and None)
+    observation, _ = env.reset(seed=123_456, options=dict(agent.reset_options or {}))
+    over = False
+    while not over:
+        observation, _, terminated, truncated, _ = env.step(agent.act(policy, np.asarray(observation)))
+        over = terminated or truncated
+    env.close()
+    with torch.inference_mode():
+        x, y = (torch.stack(kept) for kept in captured.values())
+    codes, sse, sst = dictionary.measure(x, y)
+    assert sst is not None
+    assert sse / sst <= 0.02
+    assert codes.active / codes.rows <= 8
