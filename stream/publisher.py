@@ -78,7 +78,10 @@ class Publisher:
             self._socket.send_multipart(parts, zmq.DONTWAIT)
 
     def offer(self, message: Message) -> bool:
-        """Send to all subscribers, or to none and return False while one of them has no room."""
+        """Send to all subscribers, or to none and return False while one of them has no room.
+
+        Not to be mixed with `send`: ZeroMQ takes one that `send` found full for absent until it has made room, and tells neither.
+        """
         self._be_patient(True)
         parts = encode(message)
         if not self._usable():

@@ -120,7 +120,7 @@ class _Replay:
         now = time.monotonic()
         if self._publisher.poll() or now >= self._manifest_due:
             self._manifest_due = now + _MANIFEST_S
-            self._publisher.send(self._manifest)
+            self._publisher.offer(self._manifest)  # where that fails, subscribers are busy with what they have
 
     def _pace(self, due: float) -> bool:
         """Wait until `due`; False when stopped."""

@@ -38,7 +38,8 @@ __all__ = ["Sender"]
 _T = TypeVar("_T")
 _LOG = logging.getLogger(__name__)
 _PULSE_S: Final = 1.0
-_FAREWELL_S: Final = 0.3
+_FAREWELLS: Final = 3
+_FAREWELL_S: Final = 0.1
 _MAX_COMPLAINTS: Final = 100
 _SIGNALS_NS: Final = 50_000_000
 _SIGNAL_DIGITS: Final = 6
@@ -241,12 +242,15 @@ class Sender:
         if self._publisher is None:
             return
         bye = self._accounted(Bye)
-        deadline = time.monotonic() + _FAREWELL_S
-        while not self._publisher.offer(bye):  # a full queue would swallow it; the loop has nothing else to do by now
-            if time.monotonic() >= deadline:
-                self._publisher.send(bye)
-                break
-            time.sleep(self._period_s)
+        frames = topic(self._run, "frames")
+        for _ in range(_FAREWELLS):  # a full queue swallows it, untold; whoever got it leaves, or ignores the next
+            self._publisher.send(bye)
+            again = time.monotonic() + _FAREWELL_S
+            while time.monotonic() < again:
+                self._publisher.poll()
+                if not self._publisher.subscribed(frames):
+                    return
+                time.sleep(0.005)
 
     def _announce(self, *, again: bool) -> None:
         manifest = self._manifest()

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import time
 from collections import Counter
 from types import TracebackType
 from typing import Final
 
 import zmq
+from zmq.utils.monitor import recv_monitor_message
 
 from interlatent_live.stream.endpoint import connect_address, keep_alive
 from interlatent_live.stream.errors import EndpointError, WireError
-from interlatent_live.stream.wire import MAX_MESSAGE_BYTES, Message, decode, topic
+from interlatent_live.stream.wire import MAX_MESSAGE_BYTES, Bye, Message, decode, topic
 
 __all__ = ["Subscriber"]
 
+_LOOK_S: Final = 0.25
+"""Between two looks at the connection, while nothing arrives."""
+_GIVEN_UP_S: Final = 1.0
+_CONNECTING: Final = zmq.EVENT_CONNECTED | zmq.EVENT_CONNECT_DELAYED | zmq.EVENT_CONNECT_RETRIED
 _RECONNECT_MS: Final = 100
 _RECONNECT_MAX_MS: Final = 2_000
 
@@ -44,6 +51,10 @@ class Subscriber:
         # all: other versions are refused and counted, not overlooked
         self._socket.subscribe(topic(run) if run is not None else b"")
         self._last = time.monotonic()
+        self._broken_since: float | None = None
+        self._bye: Bye | None = None
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | _CONNECTING)
+        self._monitor.linger = 0
         try:
             self._socket.connect(address)
         except zmq.ZMQError as error:
@@ -56,8 +67,12 @@ class Subscriber:
         deadline = time.monotonic() + timeout_s
         while not self._socket.closed:
             try:
-                if not self._socket.poll(max(0, int((deadline - time.monotonic()) * 1e3))):
-                    return None
+                rest_s = deadline - time.monotonic()
+                if not self._socket.poll(max(0, math.ceil(min(rest_s, _LOOK_S) * 1e3))):
+                    self._look_after_connection()
+                    if rest_s <= _LOOK_S:
+                        return None
+                    continue
                 parts = self._socket.recv_multipart(zmq.DONTWAIT)
             except zmq.Again:
                 continue
@@ -65,12 +80,31 @@ class Subscriber:
                 raise EndpointError(f"receiving from {self.endpoint} failed: {error.strerror}") from error
             self._last = time.monotonic()
             try:
-                return decode(parts)
+                message = decode(parts)
             except WireError as error:
                 self.refused[error.reason] += 1
-                if time.monotonic() >= deadline:
-                    return None
+            else:
+                if not isinstance(message, Bye):
+                    return message
+                if message != self._bye:  # said more than once, in case of a full queue
+                    self._bye = message
+                    return message
+            if time.monotonic() >= deadline:
+                return None
         raise EndpointError(f"the subscriber of {self.endpoint} is closed")
+
+    def _look_after_connection(self) -> None:
+        """Connect anew where ZeroMQ gave up: after a part beyond MAXMSGSIZE, or another breach of protocol, it does not."""
+        now = time.monotonic()
+        while self._monitor.poll(0):
+            event = recv_monitor_message(self._monitor)["event"]
+            self._broken_since = now if event == zmq.EVENT_DISCONNECTED else None
+        if self._broken_since is not None and now - self._broken_since > _GIVEN_UP_S:
+            self._broken_since = None
+            self.refused["oversized"] += 1
+            with contextlib.suppress(zmq.ZMQError):  # it may have forgotten the endpoint already
+                self._socket.disconnect(self.endpoint)
+            self._socket.connect(self.endpoint)
 
     @property
     def silence_s(self) -> float:
@@ -80,6 +114,8 @@ class Subscriber:
     def close(self) -> None:
         """Disconnect. Twice is once."""
         if not self._socket.closed:
+            self._socket.disable_monitor()
+            self._monitor.close()
             self._socket.close()
             self._context.term()
 

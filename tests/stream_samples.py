@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +144,10 @@ class Agent:
         assert self.publisher is not None
         return self.publisher.endpoint
 
-    def produce(self, rows: int = 1) -> FrameBatch:
+    def produce(self, rows: int = 1, activations: Mapping[str, np.ndarray[Any, Any]] | None = None) -> FrameBatch:
         made = batch(self.next_seq, rows, boot=self.boot, queue_dropped=self.queue_dropped)
+        if activations is not None:
+            made = dataclasses.replace(made, activations=activations, present={})
         self.next_seq += rows
         self.queue.append(made)
         return made

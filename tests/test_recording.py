@@ -7,12 +7,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import numpy as np
 import pytest
 from mcap.reader import make_reader
 from mcap.writer import Writer
+from tests.stream_samples import SECOND, batch, heartbeat, manifest, picture, signals
+from tests.test_wire import same
 
 from interlatent_live.stream.errors import RecordingDamaged, RecordingError, RecordingExists
 from interlatent_live.stream.frames import FrameBatch
@@ -20,8 +23,6 @@ from interlatent_live.stream.manifest import Manifest, MetricSpec, TapPointSpec
 from interlatent_live.stream.reading import Recording
 from interlatent_live.stream.recording import CHUNK_BYTES, Recorder
 from interlatent_live.stream.wire import Bye, Message, Picture, Signals
-from tests.stream_samples import SECOND, batch, heartbeat, manifest, picture, signals
-from tests.test_wire import same
 
 
 def make(path: Path, messages: list[Message], *, every: int = 10) -> list[Message]:
@@ -171,7 +172,7 @@ def test_files_that_are_no_recordings(tmp_path: Path) -> None:
     (tmp_path / "empty.mcap").touch()
     (tmp_path / "text.mcap").write_text("hello, I am a text")
     with open(tmp_path / "foreign.mcap", "wb") as file:
-        writer = Writer(file)
+        writer: Any = Writer(file)
         writer.start()
         channel = writer.register_channel("/odom", "json", 0)
         writer.add_message(channel, 1, b"{}", 1)
@@ -374,7 +375,12 @@ def test_pictures_come_back(tmp_path: Path) -> None:
 
 def test_reading_imports_no_torch(tmp_path: Path) -> None:
     make(tmp_path / "run.mcap", story(2))
-    code = "import sys; from interlatent_live.stream.reading import Recording; Recording(sys.argv[1]).info(); print('torch' in sys.modules)"
+    code = """
+import sys
+from interlatent_live.stream.reading import Recording
+Recording(sys.argv[1]).info()
+print("torch" in sys.modules)
+"""
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "run.mcap")], check=True, capture_output=True, text=True
     )

@@ -1,4 +1,6 @@
-"""A client written from docs/wire.md alone, sharing no code with the product: prints what it receives, one JSON object a line, until the farewell.
+"""A client written from docs/wire.md alone, sharing no code with the product.
+
+Prints what it receives, one JSON object a line, until the farewell:
 
     python tests/wire_client.py ENDPOINT RUN SECONDS
 """
