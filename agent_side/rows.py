@@ -155,7 +155,8 @@ class Stacker:
             action = self._matrix(acted, acted_dtypes, envs, wide)
             if action is not None:
                 columns["action"] = pick.rows(action).astype(np.int64 if action.dtype.kind in "iub" else np.float32, copy=False)
-        for name, items, dtype in (("reward", rewards, np.float64), ("terminated", terminated, np.bool_), ("truncated", truncated, np.bool_)):
+        outcomes = (("reward", rewards, np.float64), ("terminated", terminated, np.bool_), ("truncated", truncated, np.bool_))
+        for name, items, dtype in outcomes:
             if any(item is not None for item in items):
                 absent = math.nan if name == "reward" else False
                 columns[name] = pick.each([absent if item is None else item for item in items], dtype)

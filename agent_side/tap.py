@@ -116,6 +116,7 @@ class Tap(Sealer):
         self._sender: Sender | None = None
         self._stacker: Stacker | None = None
         self._end_view: Callable[[], object] | None = None
+        self._closing = False
         self._pauses = 0
         self._dispatch_ns = 0
         self._speed = (0, 0)
@@ -152,7 +153,7 @@ class Tap(Sealer):
         self._stacker = Stacker(self._capture, self._first, self._metrics, self._say)
         self._sender = Sender(
             drain=self._drain,
-            manifest=lambda: self._stacker.stacked if self._stacker is not None else None,
+            manifest=self._announced,
             status=self.status,
             accounts=self._accounts,
             run=self.run,
@@ -174,6 +175,7 @@ class Tap(Sealer):
     def close(self) -> None:
         """Take the hooks off, hand out what is left with a farewell, close socket and recording. Twice is once."""
         self._sealing = False
+        self._closing = True
         self._capture.detach()
         _OPEN.discard(self)
         if self._sender is None or os.getpid() != self._pid:
@@ -325,6 +327,11 @@ class Tap(Sealer):
         if rows and self._stacker is not None:
             yield from self._stacker.batches(rows)
         self._tell()
+
+    def _announced(self) -> Manifest | None:
+        """Not before the first row: only then are shapes known, and readers take the first manifest for the stream's."""
+        stacked = None if self._stacker is None else self._stacker.stacked
+        return self._first if stacked is None and self._closing else stacked
 
     def _accounts(self) -> tuple[int, int]:
         return (0, 0) if self._stacker is None else (self._stacker.next_seq, self._stacker.queue_dropped)

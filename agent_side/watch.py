@@ -48,7 +48,7 @@ class WatchedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
             num_envs=1,
             environment=env.spec.id if env.spec is not None else type(env.unwrapped).__name__,
             action=_action(env.action_space),
-            step_period_s=_period(env.metadata),
+            step_period_s=_period(env),
         )
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -97,7 +97,7 @@ class WatchedVectorEnv(VectorWrapper[Any, Any, Any, Any, Any]):
             batched=True,
             environment=env.spec.id if env.spec is not None else type(env.unwrapped).__name__,
             action=_action(env.single_action_space),
-            step_period_s=_period(env.metadata),
+            step_period_s=_period(env),
         )
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -177,6 +177,8 @@ def _action(space: gymnasium.Space[Any]) -> ActionSpec | None:
     return None
 
 
-def _period(metadata: dict[str, Any]) -> float | None:
-    fps = metadata.get("render_fps")
-    return 1.0 / fps if isinstance(fps, (int, float)) and fps > 0 else None
+def _period(env: Any) -> float | None:
+    """Time that one step stands for, in s, where the environment says so; the frame rate of its pictures is another thing."""
+    inner = env.unwrapped
+    found = getattr(inner, "dt", getattr(inner, "tau", None))  # MuJoCo's; classic control's
+    return float(found) if isinstance(found, (int, float)) and found > 0 else None

@@ -36,19 +36,21 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> object:
-    if name == "__version__":
-        from importlib.metadata import version
+if not TYPE_CHECKING:  # a checker that saw this would let every misspelt name pass
 
-        return version("interlatent-live")
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found: object = getattr(import_module(f"interlatent_live.agent_side.{_HOMES[name]}"), name)
-    if name == "Tap":
-        # the agent's side may not know of the processes beside it, so they are handed in here
-        found.viewer = _view_beside  # type: ignore[attr-defined]
-    globals()[name] = found
-    return found
+    def __getattr__(name: str) -> object:
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("interlatent-live")
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found = getattr(import_module(f"interlatent_live.agent_side.{_HOMES[name]}"), name)
+        if name == "Tap":
+            # the agent's side may not know of the processes beside it, so they are handed in here
+            found.viewer = _view_beside
+        globals()[name] = found
+        return found
 
 
 def __dir__() -> list[str]:
