@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tests.stream_samples import ANY_PORT, Listener, account, batch, manifest
 from tests.test_recording import make, story
