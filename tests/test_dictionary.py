@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
@@ -251,6 +251,23 @@ def test_half_precision_tensors_are_read_as_float32(tmp_path: Path) -> None:
     tensors = {n: t.to(torch.bfloat16) for n, t in load_file(path / "dictionary.safetensors").items()}
     save_file(tensors, path / "dictionary.safetensors")
     assert load(path).W_enc.dtype == torch.float32
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(["dictionary.safetensors", "cfg.json", "card.json"]), st.data())
+def test_a_damaged_file_is_refused_or_loads_as_another_dictionary(tmp_path: Path, name: str, data: st.DataObject) -> None:
+    made = make().with_card({"hash": make().hash})
+    path = made.save(tmp_path / "d", overwrite=True)
+    content = bytearray((path / name).read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        # most of a safetensors file is numbers; its head is what a parser can trip over
+        content[data.draw(st.integers(0, min(len(content), 700) - 1))] = data.draw(st.integers(0, 255))
+    (path / name).write_bytes(content[: data.draw(st.sampled_from([len(content), len(content) - 1, 300]))])
+    try:
+        again = load(path)
+    except DictionaryError:
+        return
+    assert again.hash == made.hash  # the card's word for it
 
 
 class Bomb:
