@@ -5,9 +5,11 @@ Every command that prints a result takes `--json`, and then nothing else goes to
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -45,11 +47,22 @@ DEFAULT_PORT = 5580
 def main() -> None:
     """Entry point: errors of ours become one line and status 1."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    status: str | int | None = 0
     try:
         app()
     except InterlatentError as error:
         err.print(f"[red]error[/red] {_plain(str(error))}", soft_wrap=True)
-        sys.exit(1)
+        status = 1
+    except SystemExit as leaving:
+        status = leaving.code
+    if not isinstance(status, int):
+        status = 1 if status else 0
+    # Everything is closed by now. Taking torch and scipy apart module by module would cost one to three seconds on a
+    # busy machine, and a demo promises to be over within two.
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(BrokenPipeError):
+            stream.flush()
+    os._exit(status)
 
 
 @app.command()

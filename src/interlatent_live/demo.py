@@ -3,7 +3,7 @@
 1. The page comes up on an empty database; its address is printed.
 2. The analyzer connects. The agent takes its first step only then.
 3. A service that dies is started again; an agent that ends, ends the demo.
-4. The agent's farewell lets the analyzer commit and leave; the page goes last; the report is read from the database.
+4. The agent's farewell lets the analyzer commit and leave; the report is read from the database.
 """
 
 from __future__ import annotations
@@ -77,6 +77,8 @@ class Demo:
     def _page_is_up(self, line: str) -> None:
         url = json.loads(line)["url"]
         if self.viewer.restarts == 0:
+            # a page that is started again comes back where the browser looks for it
+            self.viewer.arguments = ["view", "--db", str(self.db), "--port", url.rstrip("/").rpartition(":")[2], "--json"]
             self.say(f"{self.agent} is live at {url}")
             if self.open_browser:
                 webbrowser.open(url)
@@ -92,11 +94,11 @@ class Demo:
         service.restart()
 
     def _end(self) -> None:
+        self.viewer.terminate()
         self.acting.end()
         deadline = time.monotonic() + GRACE_S
         while self.analyzer.code is None and time.monotonic() < deadline and self.acting.code == 0:
             time.sleep(0.01)
-        self.viewer.terminate()
         self.analyzer.end(0.5)
         self.viewer.end(0.5)
 

@@ -1,7 +1,7 @@
 """Processes: start them, watch over them, end them in the order in which frames flow.
 
-The agent is told to stop first; its farewell lets the analyzer commit and leave; the viewer goes last. A child whose parent
-has died ends by itself, so nothing is left behind even after `kill -9`.
+The agent is told to stop before the analyzer: its farewell lets the analyzer commit and leave. A child whose parent has died
+ends by itself, so nothing is left behind even after `kill -9`.
 """
 
 from __future__ import annotations
