@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from interlatent_live.agent_side.points import Point
 
-__all__ = ["Capture", "Kept", "Layout", "dispatch_ns"]
+__all__ = ["Capture", "Chosen", "Kept", "Layout", "dispatch_ns"]
 
 Kept: TypeAlias = "bytes | Tensor"
 """One activation of all environments, C order: bytes, or a copy on its device where that is not the host's memory."""
@@ -59,6 +59,15 @@ class Layout:
         return math.prod(self.spec.shape) * self.raw.itemsize
 
 
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Which rows of a forward pass belong to the tap's environments."""
+
+    batch: int
+    """Rows of a forward pass that acts; others are another batch."""
+    index: slice | list[int]
+
+
 class Capture:
     """The hooks of one tap and what they have kept since the last step.
 
@@ -73,6 +82,9 @@ class Capture:
         self.gate: list[int] = []
         """Empty in most steps; else hooks look whether to rest or to time themselves."""
         self.resting = True
+        self.chosen: Chosen | None = None
+        """Set where a forward pass has more rows than the tap has environments."""
+        self._timing = False
         self.hook_ns = 0
         """Time spent in hooks while timed, in ns."""
         self.layouts: list[Layout | None] = [None] * len(points)
@@ -95,9 +107,11 @@ class Capture:
         for i, point in enumerate(self.points):
             try:
                 if point.side == "out":
-                    handle = point.module.register_forward_hook(_OutputHook(self, i))
+                    hook = _OutputHook(self, i) if self.chosen is None else _ChosenOutputHook(self, i)
+                    handle = point.module.register_forward_hook(hook)
                 else:
-                    handle = point.module.register_forward_pre_hook(_InputHook(self, i), with_kwargs=True)
+                    before = _InputHook(self, i) if self.chosen is None else _ChosenInputHook(self, i)
+                    handle = point.module.register_forward_pre_hook(before, with_kwargs=True)
             except RuntimeError as error:  # scripted and traced modules
                 self.detach()
                 kind = type(point.module).__name__
@@ -114,14 +128,16 @@ class Capture:
 
     def rest(self) -> None:
         """Keep nothing from now on."""
+        if not self.resting:
+            self._timing = bool(self.gate)
         self.resting = True
         self.gate[:] = [1]
         self.slots[:] = [None] * len(self.slots)
 
     def wake(self) -> None:
-        """Keep activations again."""
+        """Keep activations again; a step that was to be timed still is."""
         self.resting = False
-        self.gate.clear()
+        self.gate[:] = [1] if self._timing else []
 
     @property
     def silent(self) -> list[str]:
@@ -197,6 +213,19 @@ class Capture:
             return None
         return kept, shape
 
+    def rows(self, index: int, value: Any) -> Tensor | None:
+        """Of what passes, the rows that belong to the tap's environments; None if this is another batch."""
+        assert self.chosen is not None
+        tensor = self.plain(index, value)
+        if tensor is None:
+            return None
+        shape = tuple(tensor.shape)
+        if not shape or shape[0] != self.chosen.batch:
+            self.other_forwards += 1
+            self.other_shape = shape
+            return None
+        return tensor[self.chosen.index]
+
     def _learn(self, index: int, frame: tuple[int, ...], dtype: str, raw: np.dtype[Any]) -> Layout | None:
         point = self.points[index]
         layout = Layout(TapPointSpec(point.name, dtype, frame, type(point.module).__name__), raw)
@@ -271,6 +300,52 @@ class _InputHook(_Hook):
     def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         value = args[0] if args else next(iter(kwargs.values()), None)
         _OutputHook.__call__(self, module, args, value)  # type: ignore[arg-type]
+
+
+class _ChosenOutputHook(_Hook):
+    """Keeps some rows of what the module returns; about 0.3 µs more."""
+
+    __slots__ = ()
+
+    def __call__(self, module: Any, args: Any, output: Any) -> None:
+        capture = self.capture
+        if capture.resting:
+            return
+        began = perf_counter_ns() if self.gate else 0
+        chosen = capture.chosen
+        assert chosen is not None
+        kept: Kept | None = None
+        try:
+            array = output.numpy()
+            if array.shape == self.shape:
+                kept = array[chosen.index].tobytes()
+        except (RuntimeError, TypeError, AttributeError):
+            pass
+        if kept is None:
+            try:
+                rows = capture.rows(self.index, output)
+            except Exception as error:  # noqa: BLE001 - nothing may be raised into the user's forward pass
+                capture.fail(self.index, f"{type(error).__name__}: {error}")
+                return
+            kept = None if rows is None else _slowly(self, rows)
+            if kept is None:
+                return
+            self.shape = tuple(output.shape) if hasattr(output, "shape") else None
+        if self.slots[self.index] is not None:
+            capture.extra_forwards += 1
+        self.slots[self.index] = kept
+        if began:
+            capture.hook_ns += perf_counter_ns() - began
+
+
+class _ChosenInputHook(_Hook):
+    """As `_InputHook`, of some rows."""
+
+    __slots__ = ()
+
+    def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        value = args[0] if args else next(iter(kwargs.values()), None)
+        _ChosenOutputHook.__call__(self, module, args, value)  # type: ignore[arg-type]
 
 
 def _slowly(hook: _Hook, value: Any) -> Kept | None:

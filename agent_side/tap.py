@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 import numpy as np
 
-from interlatent_live.agent_side.capture import Capture, dispatch_ns
+from interlatent_live.agent_side.capture import Capture, Chosen, dispatch_ns
 from interlatent_live.agent_side.introduction import introduce
 from interlatent_live.agent_side.metrics import Metrics, as_metrics
 from interlatent_live.agent_side.pictures import Pictures, job
@@ -232,6 +232,21 @@ class Tap(Sealer):
         if self._first is not None and not self._frames:
             self._first = replace(self._first, num_envs=capture.num_envs, **about)
             self._stacker = Stacker(capture, self._first, self._metrics, self._say)
+
+    def choose(self, rows: Sequence[int], batch: int) -> None:
+        """Of the `batch` rows of every forward pass, keep those of `rows`, one for each of the tap's num_envs
+        environments, which count from 0 in this order. For adapters; `step` is then given those environments only.
+
+        Raises TapError for rows that do not fit, or once the tap is open.
+        """
+        if self._sender is not None:
+            raise TapError("which rows are kept is fixed once the tap is open")
+        if len(rows) != self.num_envs or not all(0 <= row < batch for row in rows):
+            raise TapError(f"rows {list(rows)} of a batch of {batch} do not make {self.num_envs} environment(s)")
+        first, count = rows[0], len(rows)
+        together = list(rows) == list(range(first, first + count))
+        if count < batch or not together:
+            self._capture.chosen = Chosen(batch, slice(first, first + count) if together else list(rows))
 
     @property
     def model(self) -> nn.Module:
