@@ -6,8 +6,8 @@
 - Profile: density, when in the episode it is active, which actions go with it, how each metric differs.
 
 Values keep four significant digits, unknown is null, keys have one order: equal data gives equal JSON and equal hash on
-every machine. Windows show the metrics that differ most and those named in `always`; 20 windows of 7 frames and 8
-metrics are about 10 kB of JSON. Pure; about 20 ms a feature at 10,000 frames, most of it the search for near misses.
+every machine. Windows show the metrics that differ most and those named in `always`; 20 windows of 7 frames and 6
+metrics are about 16 kB of JSON. Pure; about 30 ms a feature at 10,000 frames of 44 metrics, most of it near misses.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ Rows = npt.NDArray[np.int64]
 
 QUANTILES = 10
 _PHASES = 10
+_DIFFERENCES = 12
 _SEARCH = 20_000
 """Inactive frames among which near misses are looked for, evenly spaced where there are more."""
 
@@ -107,7 +108,7 @@ class Evidence:
     phase: tuple[float | None, ...]
     """Density in each tenth of the episode, complete episodes only."""
     differences: tuple[Difference, ...]
-    """Metrics, the largest effect first."""
+    """The 12 metrics with the largest effect, the largest first."""
     actions: tuple[ActionShare, ...]
     peaks: tuple[Window, ...]
     contrasts: tuple[Window, ...]
@@ -125,7 +126,7 @@ class Evidence:
 
 def gather(
     feature: int, table: Table, rows: Mask, *, metrics: Sequence[str], actions: Sequence[str] = ("action",),
-    action_names: Sequence[str] = (), always: Sequence[str] = (), shown: int = 8, contrasts: int = 10,
+    action_names: Sequence[str] = (), always: Sequence[str] = (), shown: int = 6, contrasts: int = 10,
     before: int = 4, after: int = 2, correlations: Sequence[Correlate] = (),
 ) -> Evidence:
     """Evidence for one feature from the training frames `rows` (n,).
@@ -139,20 +140,21 @@ def gather(
     usable = rows & table.features.encoded
     frames = _Frames.of(feature, table, usable)
     differences = _differences(frames, table, metrics)
-    chosen = dict.fromkeys([*always, *(d.metric for d in differences[:shown])])
+    ranked = [d.metric for d in differences]
+    chosen = dict.fromkeys([*always, *ranked[:shown]])
     columns = {m: table.number(m) for m in chosen}
     columns |= {n: table.numbers[n] for n in (*actions, "reward", "terminated", "truncated") if n in table.numbers}
     picture = _Picture(table, feature, columns, np.arange(-before, after + 1))
     centres, ranks = _peaks(frames)
     seed = zlib.crc32(f"{feature}/{len(frames.order)}".encode())
-    near = _near(frames, table, [d.metric for d in differences], centres, contrasts // 2, before + after)
+    near = _near(frames, table, ranked, centres, contrasts // 2, before + after)
     random = _random(frames, near, contrasts - len(near), seed)
     density = float(frames.active.mean()) if len(frames.active) else math.nan
     return Evidence(
         feature=feature, frames=len(frames.order), episodes=len(np.unique(table.groups[usable])),
         density=_short(density), spans=len(frames.first),
         span_steps=_short(float(np.median(frames.last - frames.first + 1))) if len(frames.first) else None,
-        phase=_phase(frames, table), differences=tuple(differences),
+        phase=_phase(frames, table), differences=tuple(differences[:_DIFFERENCES]),
         actions=_actions(frames, table, actions, action_names),
         peaks=tuple(picture.window("peak", int(c), int(q)) for c, q in zip(centres, ranks, strict=True)),
         contrasts=tuple(picture.window(k, int(c)) for k, cs in (("near", near), ("random", random)) for c in cs),

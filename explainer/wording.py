@@ -188,7 +188,7 @@ class Wording:
         if scaled:
             value *= float(scaled[1]) / float(scaled[2] or 1)
             unit = scaled[3] or ""
-            value = _significant(value, 3)
+            value = _significant(value, 2)
         return f"{print_number(value)} {_clean(unit) if unit else ''}".rstrip()
 
 
