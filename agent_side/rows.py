@@ -26,6 +26,8 @@ from interlatent_live.stream.wire import MAX_MESSAGE_BYTES
 __all__ = ["Row", "Stacker", "hand_over"]
 
 MAX_METRICS: Final = 256
+_NONE: Final = type(None)
+_NUMBERS: Final = frozenset({bool, int, float, np.bool_, np.int64, np.int32, np.float64, np.float32})
 _MAX_BATCH_FRAMES: Final = 4096
 _MAX_BATCH_BYTES: Final = 16 << 20
 
@@ -131,7 +133,7 @@ class Stacker:
         (_, steps, clocks, kept, observed, observed_dtypes, acted, acted_dtypes, rewards, terminated, truncated, functions, handed,
          episodes, begins, ages, versions, valid) = zip(*rows, strict=True)  # fmt: skip
         select: Array | None = None
-        if any(mask is not None for mask in valid):
+        if not _all_none(valid):
             select = np.concatenate([np.ones(envs, bool) if mask is None else mask for mask in valid])
         pick = _Pick(n, envs, select)
         step, clock = np.array(steps, np.int64), np.array(clocks, np.int64)
@@ -157,24 +159,24 @@ class Stacker:
                 columns["action"] = pick.rows(action).astype(np.int64 if action.dtype.kind in "iub" else np.float32, copy=False)
         outcomes = (("reward", rewards, np.float64), ("terminated", terminated, np.bool_), ("truncated", truncated, np.bool_))
         for name, items, dtype in outcomes:
-            if any(item is not None for item in items):
+            if not _all_none(items):
                 absent = math.nan if name == "reward" else False
-                columns[name] = pick.each([absent if item is None else item for item in items], dtype)
+                given = [absent if item is None else item for item in items] if _NONE in map(type, items) else items
+                columns[name] = pick.each(given, dtype)
         activations, present = self._activations(kept, pick)
         return FrameBatch(manifest.run, manifest.boot, manifest.hash, first_seq, self.queue_dropped, columns, activations, present)
 
     def _activations(self, kept: Sequence[tuple[Kept | None, ...]], pick: _Pick) -> tuple[dict[str, Array], dict[str, Array]]:
         activations: dict[str, Array] = {}
         present: dict[str, Array] = {}
-        for i, layout in enumerate(self._layouts):
+        for i, (layout, items) in enumerate(zip(self._layouts, zip(*kept, strict=True), strict=True)):
             if layout is None:
                 continue
-            items = [of_step[i] for of_step in kept]
-            good = [item for item in items if item is not None]
+            good: Sequence[Kept] = [item for item in items if item is not None]
             values = _join(good, layout, pick.envs)
             if values is None:
                 wanted = layout.frame_bytes * pick.envs
-                items = [item if item is not None and _size(item) == wanted else None for item in items]
+                items = tuple(item if item is not None and _size(item) == wanted else None for item in items)
                 good = [item for item in items if item is not None]
                 self._capture.fail(i, "the dtype changed under way; such frames are kept without it")
                 values = _join(good, layout, pick.envs)
@@ -201,7 +203,7 @@ class Stacker:
             for i, evaluated in enumerate(functions):
                 if evaluated is not None:
                     values[i * envs : (i + 1) * envs, at] = evaluated
-        for i, given in enumerate(handed):
+        for i, given in enumerate(() if _all_none(handed) else handed):
             for name, value in (given or {}).items():
                 column = self._columns.get(name)
                 if column is not None and value is not None:
@@ -216,6 +218,8 @@ class Stacker:
             joined = b"".join(items)
             if len(joined) == n * envs * wide * dtype.itemsize:
                 return np.frombuffer(joined, dtype).reshape(n * envs, wide)
+        elif envs * wide == 1 and set(map(type, items)) <= _NUMBERS:
+            return np.array(items).reshape(n, 1)
         parts: list[Array] = []
         for item, kind in zip(items, dtypes, strict=True):
             part = np.frombuffer(item, kind) if kind is not None else np.asarray(math.nan if item is None else _numbers(item))
@@ -294,6 +298,10 @@ class _Pick:
         return self.rows(np.concatenate([np.broadcast_to(_numbers(item), (self.envs,)) for item in items]).astype(dtype))
 
 
+def _all_none(items: Sequence[Any]) -> bool:
+    return set(map(type, items)) == {_NONE}  # comparing would ask arrays for their truth
+
+
 def _numbers(value: Any) -> Array:
     """An array of anything that holds numbers; waits for a device."""
     if hasattr(value, "detach"):
@@ -317,7 +325,7 @@ def _size(item: Kept) -> int:
 def _join(items: Sequence[Kept], layout: Layout, envs: int) -> Array | None:
     """(items * envs, *shape) in the wire's dtype, or None if the bytes are not those of the layout."""
     of_bytes: list[Any] = list(items)
-    joined = b"".join(of_bytes) if all(type(item) is bytes for item in items) else _bring(items)
+    joined = b"".join(of_bytes) if set(map(type, items)) <= {bytes} else _bring(items)
     if len(joined) != len(items) * envs * layout.frame_bytes:
         return None
     values = np.frombuffer(joined, layout.raw).reshape(len(items) * envs, *layout.spec.shape)
