@@ -23,6 +23,8 @@ __all__ = ["MAX_WAITING", "MAX_WAITING_BYTES", "BootAnalysis"]
 MAX_WAITING_BYTES: Final = 64 << 20
 MAX_WAITING: Final = 4_096
 """Messages, and bytes of their batches, that wait for a manifest."""
+MAX_MANIFESTS: Final = 64
+"""Manifests of one boot that are remembered."""
 
 
 class BootAnalysis:
@@ -49,6 +51,8 @@ class BootAnalysis:
         if manifest.hash in self.manifests:
             return
         self.manifests[manifest.hash] = manifest
+        if len(self.manifests) > MAX_MANIFESTS:
+            del self.manifests[next(iter(self.manifests))]
         run, boot = self.accounts.run, self.accounts.boot
         writes.insert_once("manifests", hash=manifest.hash, run=run, boot=boot, body=json.dumps(manifest.to_dict()))
         sql = "UPDATE boots SET manifest_hash = ?, started_wall_ns = ? WHERE run = ? AND boot = ?"

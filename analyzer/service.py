@@ -25,6 +25,7 @@ from interlatent_live.analyzer.blobs import pack_columns
 from interlatent_live.analyzer.boots import BootAnalysis
 from interlatent_live.analyzer.choice import choose
 from interlatent_live.analyzer.features import use_one_thread
+from interlatent_live.analyzer.retention import Retention
 from interlatent_live.analyzer.sections import Section
 from interlatent_live.analyzer.store import Store
 from interlatent_live.analyzer.writes import Writes
@@ -67,13 +68,16 @@ class Analyzer:
         neurons_only: bool = False,
         allow_mismatch: bool = False,
         live_since_ns: int | None = None,
+        retention: Retention | None = None,
     ) -> None:
         self.store = store
+        self._retention = retention if retention is not None else Retention(store)
         self.frames = 0
         """Frames analysed by this analyzer."""
         self.first_ns: int | None = None
         self.last_ns = 0
         """Frame time of the first and the last frame that were fed, in ns."""
+        self._wall_ns = 0
         self.ended = False
         """Whether the newest boot has said goodbye."""
         self._dictionaries = dictionaries
@@ -123,6 +127,8 @@ class Analyzer:
             self._boot.touch(self._writes)
         self.store.commit(self._writes)
         self._writes = Writes()
+        if self.frames:
+            self._retention.retire(self.last_ns, self._wall_ns, self._writes)
         fresh, self._fresh = self._fresh, []
         for accounts, batch, monotonic in fresh:
             accounts.committed(batch, monotonic)
@@ -208,7 +214,7 @@ class Analyzer:
         boot.follow_episodes(batch, self._writes)
         accounts.analyzed += batch.rows
         self.frames += batch.rows
-        self.last_ns = int(columns["monotonic_ns"][-1])
+        self.last_ns, self._wall_ns = int(columns["monotonic_ns"][-1]), int(columns["wall_ns"][-1])
         if self.first_ns is None:
             self.first_ns = int(columns["monotonic_ns"][0])
         if self._live_since_ns is not None:
