@@ -19,7 +19,7 @@ from interlatent_live.stream.publisher import Publisher
 from interlatent_live.stream.recording import Recorder
 from interlatent_live.stream.sender import Sender
 from interlatent_live.stream.subscriber import Subscriber
-from interlatent_live.stream.wire import Bye, Heartbeat, Message, Picture, Signals
+from interlatent_live.stream.wire import Bye, Heartbeat, Message, Picture, Scalars, Signals
 
 ANY_PORT = "tcp://127.0.0.1:*"
 SECOND = 1_000_000_000
@@ -100,6 +100,12 @@ def signals() -> Signals:
     return Signals("agent", 1_764_000_000 * SECOND + 123_456_789, {"pole_angle": 0.25, "reward": 1.0})
 
 
+def scalars(seq: int = 0) -> Scalars:
+    clocks = (5 * SECOND, 6 * SECOND)
+    wall = (1_764_000_000 * SECOND, 1_764_000_001 * SECOND)
+    return Scalars("agent", "b0", seq, ("losses/value", "lr"), (10, 20), clocks, wall, (1, 2), ((0.5, 1e-3), (float("inf"), 5e-4)))
+
+
 def every_kind() -> dict[str, Message]:
     return {
         "manifest": manifest(),
@@ -107,6 +113,7 @@ def every_kind() -> dict[str, Message]:
         "heartbeat": heartbeat(),
         "bye": heartbeat(kind=Bye),
         "picture": picture(),
+        "scalars": scalars(),
         "signals": signals(),
     }
 
@@ -131,7 +138,7 @@ class Agent:
             drain=drain or self._drain,
             manifest=lambda: self.manifest,
             status=lambda: {"overhead_us_median": 6.5},
-            accounts=lambda: (self.next_seq, self.queue_dropped),
+            accounts=self._accounts,
             run="agent",
             boot=boot,
             publisher=self.publisher,
@@ -148,8 +155,8 @@ class Agent:
         made = batch(self.next_seq, rows, boot=self.boot, queue_dropped=self.queue_dropped)
         if activations is not None:
             made = dataclasses.replace(made, activations=activations, present={})
-        self.next_seq += rows
         self.queue.append(made)
+        self.next_seq += rows
         return made
 
     def lose(self, rows: int) -> None:
@@ -162,6 +169,11 @@ class Agent:
         deadline = time.monotonic() + 10
         while self.queue and time.monotonic() < deadline:
             time.sleep(0.002)
+
+    def _accounts(self) -> tuple[int, int]:
+        """What is drained, and never more: a heartbeat ahead of its frames would count them as lost."""
+        due, dropped = self.next_seq, self.queue_dropped
+        return (self.queue[0].first_seq if self.queue else due), dropped
 
     def _drain(self) -> list[FrameBatch]:
         out = []
