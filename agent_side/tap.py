@@ -15,7 +15,7 @@ import os
 import secrets
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from time import monotonic_ns
@@ -29,6 +29,7 @@ from interlatent_live.agent_side.metrics import Metrics, as_metrics
 from interlatent_live.agent_side.pictures import Pictures, job
 from interlatent_live.agent_side.points import Point, default_point, resolve
 from interlatent_live.agent_side.rows import Stacker
+from interlatent_live.agent_side.scalars import ScalarLog
 from interlatent_live.agent_side.sealing import Sealer
 from interlatent_live.stream.endpoint import DEFAULT_ENDPOINT
 from interlatent_live.stream.errors import InterlatentError, TapError
@@ -97,6 +98,7 @@ class Tap(Sealer):
         """Identity of this tap; a restarted agent has another one."""
         self.endpoint = DEFAULT_ENDPOINT if endpoint is None else endpoint
         """Where to publish; once open, the real address."""
+        self._scalars = ScalarLog(name, self.boot, self._say)
         self.pictures = Pictures()
         """When to render; `watch` asks."""
         self._model = model
@@ -160,6 +162,7 @@ class Tap(Sealer):
             boot=self.boot,
             publisher=publisher,
             recorder=recorder,
+            scalars=self._scalars.drain,
         )
         try:
             self._capture.attach()
@@ -198,6 +201,21 @@ class Tap(Sealer):
             if not self._pauses and self in _OPEN:
                 self._capture.wake()
                 self._sealing = True
+
+    def log(self, values: Mapping[str, Any]) -> None:
+        """Send, record and store numbers of the training loop, `tap.log({"losses/value": loss})`, under the number of
+        the step that comes next, the clock and `policy_version`. Also while paused. Never waits and never raises.
+
+        A value is anything that holds one number; a tensor is brought home by the sender's thread. NaN and infinity are
+        kept.
+        """
+        if self not in _OPEN:
+            return
+        try:
+            self._scalars.add(self._steps, self.policy_version, values)
+        except Exception as error:  # noqa: BLE001 - the agent goes on, whatever it was given
+            self._step_failures += 1
+            self._say(f"scalars were not kept: {type(error).__name__}: {error}")
 
     def wait_subscribed(self, timeout_s: float) -> bool:
         """Wait until somebody receives this run's frames; whether that was so within `timeout_s` seconds."""
@@ -313,6 +331,7 @@ class Tap(Sealer):
             "other_forwards": self._capture.other_forwards,
             "silent_points": len(self._capture.silent),
             "picture_us_median": self.pictures.median_us,
+            "scalars_dropped": self._scalars.dropped,
             "pictures_dropped": 0 if self._sender is None else self._sender.pictures_dropped,
         }
         return {name: float(value) for name, value in numbers.items() if value == value}  # unknown is left out, not 0

@@ -32,6 +32,7 @@ from interlatent_live.analyzer.records import (
     Peak,
     PictureRow,
     Quality,
+    ScalarRow,
     Section,
     Snapshot,
     TopCorrelation,
@@ -201,6 +202,17 @@ class Reader:
         where = f"pictures WHERE {mine} AND env = ? AND seq <= ? ORDER BY seq DESC LIMIT 1"
         found = self._select(PictureRow, where, boot, boot, env, until)
         return found[0] if found else None
+
+    def scalars(self, boot: str, name: str, limit: int = 10_000) -> list[ScalarRow]:
+        """The last values that the training loop logged under a name, oldest first."""
+        mine = "run = (SELECT run FROM boots WHERE boot = ?) AND boot = ?"
+        where = f"scalars WHERE {mine} AND name = ? ORDER BY seq DESC LIMIT ?"
+        return self._select(ScalarRow, where, boot, boot, name, limit)[::-1]
+
+    def scalar_names(self, boot: str) -> list[str]:
+        """What the training loop logged."""
+        rows = self._rows("SELECT DISTINCT name FROM scalars WHERE boot = ? ORDER BY name", boot)
+        return [str(row[0]) for row in rows]
 
     def ledger(self, boot: str) -> LedgerRow | None:
         """The accounts of a boot."""

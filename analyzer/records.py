@@ -28,6 +28,7 @@ __all__ = [
     "Peak",
     "PictureRow",
     "Quality",
+    "ScalarRow",
     "Section",
     "Snapshot",
     "TopCorrelation",
@@ -237,6 +238,21 @@ class PictureRow:
     width: int
     height: int
     data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ScalarRow:
+    """What the training loop logged before step `step`, under weights of `policy_version`."""
+
+    name: str
+    seq: int
+    """Number among the boot's rows of scalars."""
+    step: int
+    monotonic_ns: int
+    wall_ns: int
+    policy_version: int
+    value: float | None
+    """None: NaN was logged."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ from interlatent_live.stream.frames import FrameBatch
 from interlatent_live.stream.manifest import Manifest
 from interlatent_live.stream.reading import Recording
 from interlatent_live.stream.subscriber import Subscriber
-from interlatent_live.stream.wire import Bye, Heartbeat, Message, Picture, Signals
+from interlatent_live.stream.wire import Bye, Heartbeat, Message, Picture, Scalars, Signals
 
 if TYPE_CHECKING:  # torch comes with it
     from interlatent_live.analyzer.dictionary import Dictionary
@@ -109,6 +109,8 @@ class Analyzer:
                 self._let_go(boot)
             elif isinstance(message, Picture):
                 self._picture(message)
+            elif isinstance(message, Scalars):
+                self._log(message)
             elif boot.waits_for(message):
                 boot.hold(message, self._writes)
             else:
@@ -138,7 +140,7 @@ class Analyzer:
         self._leave()
         self.commit()
 
-    def _ours(self, message: Manifest | FrameBatch | Heartbeat | Picture) -> bool:
+    def _ours(self, message: Manifest | FrameBatch | Heartbeat | Picture | Scalars) -> bool:
         if self.store.run is None:
             self.store.bind(message.run)
         if message.run != self.store.run:
@@ -235,6 +237,22 @@ class Analyzer:
             height=picture.height,
             data=picture.data,
         )
+
+    def _log(self, scalars: Scalars) -> None:
+        for row, values in enumerate(scalars.values):
+            for name, value in zip(scalars.names, values, strict=True):
+                self._writes.insert_once(
+                    "scalars",
+                    run=scalars.run,
+                    boot=scalars.boot,
+                    seq=scalars.seq + row,
+                    name=name,
+                    step=scalars.step[row],
+                    monotonic_ns=scalars.monotonic_ns[row],
+                    wall_ns=scalars.wall_ns[row],
+                    policy_version=scalars.policy_version[row],
+                    value=value,
+                )
 
 
 def analyze_recording(

@@ -28,7 +28,7 @@ from interlatent_live.stream.errors import MalformedMessage, RecordingDamaged, R
 from interlatent_live.stream.frames import FrameBatch
 from interlatent_live.stream.manifest import Manifest
 from interlatent_live.stream.recording import FORMAT, METADATA
-from interlatent_live.stream.wire import MAX_MESSAGE_BYTES, Bye, Heartbeat, Message, Picture, Signals, unpack
+from interlatent_live.stream.wire import MAX_MESSAGE_BYTES, Bye, Heartbeat, Message, Picture, Scalars, Signals, unpack
 
 __all__ = ["FrameClock", "Recording"]
 
@@ -246,6 +246,8 @@ class FrameClock:
             return (monotonic_ns - self._zero_ns[message.boot]) / 1e9
         if isinstance(message, (Heartbeat, Picture)) and message.boot in self._zero_ns:
             return (message.monotonic_ns - self._zero_ns[message.boot]) / 1e9
+        if isinstance(message, Scalars) and message.boot in self._zero_ns:
+            return (message.monotonic_ns[0] - self._zero_ns[message.boot]) / 1e9
         return now
 
     def last(self, batch: FrameBatch) -> float:

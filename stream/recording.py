@@ -50,6 +50,14 @@ _SCHEMAS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     ),
     "heartbeat": ("interlatent.Heartbeat", {"type": "object", "properties": _COUNTS}),
     "bye": ("interlatent.Bye", {"type": "object", "properties": _COUNTS}),
+    "scalars": (
+        "interlatent.Scalars",
+        {
+            "type": "object",
+            "description": "values[i][j]: what was logged under names[j] before step[i]; see docs/wire.md",
+            "properties": {"run": {"type": "string"}, "boot": {"type": "string"}, "seq": _INTEGER},
+        },
+    ),
     "signals": (
         "interlatent.Signals",
         {

@@ -31,7 +31,7 @@ from interlatent_live.stream.frames import FrameBatch
 from interlatent_live.stream.manifest import Manifest
 from interlatent_live.stream.publisher import Publisher
 from interlatent_live.stream.recording import Recorder
-from interlatent_live.stream.wire import Bye, Heartbeat, Message, Picture, Signals, topic
+from interlatent_live.stream.wire import Bye, Heartbeat, Message, Picture, Scalars, Signals, topic
 
 __all__ = ["Sender"]
 
@@ -63,6 +63,7 @@ class Sender:
         boot: str,
         publisher: Publisher | None,
         recorder: Recorder | None,
+        scalars: Callable[[], Iterable[Scalars]] = tuple,
         period_s: float = 0.010,
     ) -> None:
         """Take over `publisher` and `recorder`, which are closed with this sender; all four callables run on its
@@ -70,10 +71,11 @@ class Sender:
 
         `drain()`: the batches sealed since the last call. `accounts()`: (next sequence number to be drained, frames
         that the queue dropped
-        in all), taken together. `period_s`: seconds between turns.
+        in all), taken together. `scalars()`: what was logged since the last call. `period_s`: seconds between turns.
         """
         self._drain, self._manifest, self._status, self._accounts = drain, manifest, status, accounts
         self._run, self._boot, self._period_s = run, boot, period_s
+        self._scalars = scalars
         self._publisher, self._recorder = publisher, recorder
         self._pid = os.getpid()
         self._stop = threading.Event()
@@ -160,7 +162,7 @@ class Sender:
         self._finish()
 
     def _turn(self) -> None:
-        for part in (self._attend, self._send_frames, self._send_picture, self._pulse):
+        for part in (self._attend, self._send_frames, self._send_scalars, self._send_picture, self._pulse):
             self._guard(part)
 
     def _finish(self) -> None:
@@ -206,6 +208,10 @@ class Sender:
                 self._announce(again=False)
             self._deliver(batch)
             self._guard(partial(self._signal, batch))
+
+    def _send_scalars(self) -> None:
+        for message in self._scalars():
+            self._deliver(message)
 
     def _send_picture(self) -> None:
         if not self._pictures:

@@ -26,7 +26,7 @@ from interlatent_live.stream.errors import (
 from interlatent_live.stream.frames import BASE_COLUMNS, FrameBatch
 from interlatent_live.stream.manifest import Manifest, check_run
 
-__all__ = ["VERSION", "Bye", "Heartbeat", "Message", "Picture", "Signals", "decode", "encode", "topic"]
+__all__ = ["VERSION", "Bye", "Heartbeat", "Message", "Picture", "Scalars", "Signals", "decode", "encode", "topic"]
 
 VERSION: Final = 1
 MAX_HEADER_BYTES: Final = 1 << 20
@@ -42,6 +42,8 @@ DTYPES: Final = frozenset({"<f2", "<f4", "<f8", "<i4", "<i8", "<u2", "|u1", "|b1
 _DTYPES: Final = {name: np.dtype(name) for name in sorted(DTYPES)}
 _NAMES: Final = {dtype.newbyteorder("="): name for name, dtype in _DTYPES.items()}
 _ACCEPTED: Final = f"columns of docs/wire.md of {', '.join(_DTYPES)} with at most {MAX_NDIM} dimensions are accepted"
+MAX_SCALAR_ROWS: Final = 4_096
+MAX_SCALAR_NAMES: Final = 256
 _MAX_COUNT: Final = 1 << 62
 _COLUMNS: Final[Mapping[str, tuple[str, tuple[int, ...]]]] = {
     **{name: (dtype, (1,)) for name, dtype in BASE_COLUMNS.items()},
@@ -53,6 +55,7 @@ _COLUMNS: Final[Mapping[str, tuple[str, tuple[int, ...]]]] = {
     "truncated": ("|b1", (1,)),
 }
 """Wire dtype ('': any) and allowed numbers of dimensions of each row column."""
+_SCALAR_CLOCKS: Final = ("step", "monotonic_ns", "wall_ns", "policy_version")
 _SECONDS: Final = re.compile(rb"(\d{1,10})(?:\.(\d{1,9}))?")
 
 
@@ -107,7 +110,30 @@ class Signals:
     values: Mapping[str, float]
 
 
-Message: TypeAlias = Manifest | FrameBatch | Heartbeat | Bye | Picture | Signals
+@dataclass(frozen=True, slots=True)
+class Scalars:
+    """Numbers of the training loop on the frames' clocks: consecutive calls of `Tap.log` with the same names."""
+
+    run: str
+    boot: str
+    seq: int
+    """Number of row 0 among the boot's rows of scalars, which have a count of their own."""
+    names: tuple[str, ...]
+    step: tuple[int, ...]
+    """By row: the step that comes next."""
+    monotonic_ns: tuple[int, ...]
+    wall_ns: tuple[int, ...]
+    policy_version: tuple[int, ...]
+    values: tuple[tuple[float, ...], ...]
+    """By row and name. NaN was logged as NaN: what was not logged is in no row."""
+
+    @property
+    def rows(self) -> int:
+        """How many times something was logged."""
+        return len(self.step)
+
+
+Message: TypeAlias = Manifest | FrameBatch | Heartbeat | Bye | Picture | Scalars | Signals
 
 
 def topic(run: str, kind: str = "") -> bytes:
@@ -159,6 +185,15 @@ def pack(message: Message) -> tuple[str, dict[str, Any], int, list[bytes]]:
             "buffers": [["data", "|u1", [len(message.data)]]],
         }
         return "picture", header, message.wall_ns, [message.data]
+    if isinstance(message, Scalars):
+        header = base | {
+            "boot": message.boot,
+            "seq": message.seq,
+            "names": list(message.names),
+            **{name: list(getattr(message, name)) for name in _SCALAR_CLOCKS},
+            "values": [[float(value) for value in row] for row in message.values],
+        }
+        return "scalars", header, message.wall_ns[-1], []
     return "signals", {name: float(value) for name, value in message.values.items()}, message.wall_ns, []
 
 
@@ -276,9 +311,39 @@ def unpack(kind: str, run: str, header: Mapping[str, Any], buffers: Sequence[byt
             height=_count(header, "height"),
             data=bytes(buffers[0]),
         )
+    if kind == "scalars":
+        return _scalars(run, boot, header)
     raise MalformedMessage(
-        f"unknown kind {kind!r}; this build knows frames, manifest, heartbeat, bye, picture and signals"
+        f"unknown kind {kind!r}; this build knows frames, manifest, heartbeat, bye, picture, scalars and signals"
     )
+
+
+def _scalars(run: str, boot: str, header: Mapping[str, Any]) -> Scalars:
+    names, values, step = header.get("names"), header.get("values"), header.get("step")
+    if not isinstance(step, list) or not 0 < len(step) <= MAX_SCALAR_ROWS:
+        raise MalformedMessage(f"scalars: `step` is not a list of 1 to {MAX_SCALAR_ROWS} numbers")
+    if (
+        not isinstance(names, list)
+        or not 0 < len(names) <= MAX_SCALAR_NAMES
+        or not all(isinstance(name, str) and name for name in names)
+        or len(set(names)) != len(names)
+    ):
+        raise MalformedMessage(f"scalars: `names` is not a list of 1 to {MAX_SCALAR_NAMES} different names")
+    clocks: dict[str, tuple[int, ...]] = {}
+    for name in _SCALAR_CLOCKS:
+        column = header.get(name)
+        if not isinstance(column, list) or len(column) != len(step):
+            raise MalformedMessage(f"scalars: `{name}` is not a list of {len(step)} numbers")
+        clocks[name] = tuple(_count({name: value}, name) for value in column)
+    if (
+        not isinstance(values, list)
+        or len(values) != len(step)
+        or not all(isinstance(row, list) and len(row) == len(names) for row in values)
+        or not all(isinstance(value, (int, float)) for row in values for value in row)
+    ):
+        raise MalformedMessage(f"scalars: `values` is not {len(step)} lists of {len(names)} numbers")
+    rows = tuple(tuple(float(value) for value in row) for row in values)
+    return Scalars(run, boot, _count(header, "seq"), tuple(names), values=rows, **clocks)
 
 
 def _frames(run: str, boot: str, header: Mapping[str, Any], buffers: Sequence[bytes]) -> FrameBatch:

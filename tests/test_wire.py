@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from tests.stream_samples import batch, every_kind, heartbeat, manifest, picture, signals
+from tests.stream_samples import batch, every_kind, heartbeat, manifest, picture, scalars, signals
 
 from interlatent_live.stream import errors, wire
 from interlatent_live.stream.errors import MalformedMessage, OversizedMessage, WireError
 from interlatent_live.stream.frames import BASE_COLUMNS, FrameBatch
 from interlatent_live.stream.manifest import Manifest, MetricSpec
-from interlatent_live.stream.wire import Bye, Heartbeat, Message, Picture, Signals, decode, encode
+from interlatent_live.stream.wire import Bye, Heartbeat, Message, Picture, Scalars, Signals, decode, encode
 
 GOLDEN = Path(__file__).parent / "golden"
 KINDS = sorted(every_kind())
@@ -125,7 +125,15 @@ PICTURES = st.builds(
 )
 
 
-@given(batches() | HEARTBEATS | MANIFESTS | SIGNALS | PICTURES)
+@st.composite
+def scalar_rows(draw: st.DrawFn) -> Scalars:
+    names, rows = draw(st.lists(NAMES, min_size=1, max_size=3, unique=True)), draw(st.integers(1, 3))
+    column = st.lists(COUNTS, min_size=rows, max_size=rows).map(tuple)
+    values = st.lists(st.tuples(*[NUMBERS for _ in names]), min_size=rows, max_size=rows).map(tuple)
+    return draw(st.builds(Scalars, RUNS, NAMES, COUNTS, st.just(tuple(names)), column, column, column, column, values))
+
+
+@given(batches() | HEARTBEATS | MANIFESTS | SIGNALS | PICTURES | scalar_rows())
 @settings(max_examples=200, deadline=None)
 def test_decode_inverts_encode(message: Message) -> None:
     assert same(decode(encode(message)), message)
@@ -256,6 +264,12 @@ REFUSED: dict[str, tuple[str, Callable[[], Sequence[bytes]]]] = {
     "a text among the status numbers": ("malformed", lambda: changed(heartbeat(), status={"a": "b"})),
     "a text among the signals": ("malformed", lambda: [b"v1/agent/signals/", msgpack.packb({"a": "b"}), b"1.0"]),
     "a picture that is no JPEG": ("malformed", lambda: changed(picture(), mime="image/svg+xml")),
+    "scalars without names": ("malformed", lambda: changed(scalars(), names=[])),
+    "scalars of one name twice": ("malformed", lambda: changed(scalars(), names=["lr", "lr"])),
+    "scalars that lack a clock": ("malformed", lambda: changed(scalars(), wall_ns=[1])),
+    "scalars that lack a value": ("malformed", lambda: changed(scalars(), values=[[1.0], [2.0]])),
+    "a text among the scalars": ("malformed", lambda: changed(scalars(), values=[["a", 1.0], [1.0, 1.0]])),
+    "scalars of no rows": ("malformed", lambda: changed(scalars(), step=[])),
     "a boot id without end": ("malformed", lambda: changed(heartbeat(), boot="b" * 65)),
     "a manifest of another boot": ("malformed", lambda: changed(manifest(), boot="b9")),
     "a manifest without a hash": ("malformed", lambda: changed(manifest(), hash=None)),
