@@ -42,6 +42,8 @@ err = Console(stderr=True, highlight=False)
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on standard output.")]
 Connect = Annotated[str, typer.Option(help="Where the agent publishes.")]
 DEFAULT_PORT = 5580
+REPLAY_LINGER_S = 30.0
+"""How long a replay waits for slow subscribers to fetch the rest."""
 
 
 def main() -> None:
@@ -264,7 +266,7 @@ def replay(
             err.print(f"replaying on {publisher.endpoint}", soft_wrap=True)
         done = play(Recording(recording), publisher, speed=speed, from_s=from_s, to_s=to_s, wait_subscriber_s=wait, stop=stop)
     finally:
-        publisher.close()
+        publisher.close(linger_s=0.5 if stop() else REPLAY_LINGER_S)
     _result(asdict(done), as_json)
 
 
