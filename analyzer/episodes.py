@@ -53,6 +53,7 @@ class Episodes:
             whole = int(step[last]) - int(step[first]) == count - 1
             found = self._open.pop(env, None)
             if found is not None and found.episode != number:
+                found.total = None  # its last frames were lost
                 ended.append(found)
                 found = None
             if found is None:
