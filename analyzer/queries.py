@@ -61,16 +61,15 @@ class Reader:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self._db: sqlite3.Connection | None = None
-        self._identity: tuple[int, int] | None = None
+        self.identity: tuple[int, int] | None = None
+        """Device and inode of the file last read: row ids of different files do not compare."""
         self._manifests: dict[str, Manifest] = {}
-        self.generation = 0
-        """Counts the files seen under this path: row ids of different generations do not compare."""
 
     def close(self) -> None:
         """Let go of the file; the next question opens it again."""
         if self._db is not None:
             self._db.close()
-        self._db, self._identity = None, None
+        self._db = None
 
     def __enter__(self) -> Self:
         return self
@@ -255,7 +254,7 @@ class Reader:
             return None
         except OSError as error:
             raise StoreError(f"{self.path}: {error.strerror}; check that it may be read") from error
-        if self._db is not None and self._identity == (status.st_dev, status.st_ino):
+        if self._db is not None and self.identity == (status.st_dev, status.st_ino):
             return self._db
         self.close()
         with translated(self.path):
@@ -274,9 +273,10 @@ class Reader:
         if "ledger" not in tables:  # made this moment: the analyzer has not written its schema yet
             db.close()
             return None
-        self._db, self._identity = db, (status.st_dev, status.st_ino)
-        self._manifests.clear()
-        self.generation += 1
+        if self.identity != (status.st_dev, status.st_ino):
+            self.identity = (status.st_dev, status.st_ino)
+            self._manifests.clear()
+        self._db = db
         return db
 
     def _rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:

@@ -57,7 +57,8 @@ class StoreBuilder:
         self.metrics, self.features, self.neurons = metrics, features, neurons
         self.rng = np.random.default_rng(seed)
         self.start_ns = 1_000_000_000_000
-        self.start_wall_ns = time.time_ns() if start_wall_ns is None else start_wall_ns
+        known = self.store.one("SELECT started_wall_ns FROM boots WHERE boot = ?", boot)
+        self.start_wall_ns = known[0] if known else time.time_ns() if start_wall_ns is None else start_wall_ns
         self.manifest = Manifest(
             run=run, boot=boot, started_wall_ns=self.start_wall_ns, started_monotonic_ns=self.start_ns,
             agent="cartpole", environment=environment, num_envs=envs, step_period_s=period_s,
@@ -68,6 +69,7 @@ class StoreBuilder:
         self.weights = self.rng.normal(size=(len(metrics) + 2, features)) * (self.rng.random(features) < 0.6)
         self.thresholds = self.rng.uniform(0.5, 1.6, features)
         self.seq = self.step = self.episode = self.episode_step = 0
+        self.reason = "resume" if known else "start"
         self.skip_ns = 0
         self.lost = 0
         self.batch_rows: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = []
@@ -75,6 +77,12 @@ class StoreBuilder:
         self.active = np.zeros(features, np.uint32)
         self.maximum = np.zeros(features, np.float32)
         self.total = np.zeros(features)
+        if known:  # the agent went on while nobody listened
+            before = self.store.one("SELECT coalesce(max(first_seq + rows), 0) FROM batches WHERE boot = ?", boot)[0]
+            self.step = max(before // envs, int((time.time_ns() - self.start_wall_ns) / 1e9 / period_s))
+            self.seq = self.step * envs
+            self.episode, self.episode_step = divmod(self.step, 500)
+            self.lost = self.seq - before
         self._begin()
 
     def _begin(self) -> None:
@@ -95,14 +103,15 @@ class StoreBuilder:
         self.section = self.store.new_id("sections")
         writes.insert(
             "sections", id=self.section, run=self.run, boot=self.boot, point="3:out", dictionary_hash=self.hash,
-            manifest_hash=self.manifest.hash, first_seq=0, next_seq=0, reason="start", mismatch=0,
+            manifest_hash=self.manifest.hash, first_seq=self.seq, next_seq=self.seq, reason=self.reason, mismatch=0,
         )  # fmt: skip
         self.store.commit(writes)
 
     def _state(self, t: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """(n, metrics + 2) smooth signals of frame time `t` in seconds."""
-        waves = [np.sin(t * (0.7 + 0.45 * i) + i) + 0.15 * self.rng.normal(size=len(t)) for i in range(self.weights.shape[0])]
-        return np.stack(waves, axis=1)
+        waves = [np.sin(t * (0.7 + 0.45 * i) + i) for i in range(self.weights.shape[0])]
+        clean: npt.NDArray[np.float64] = np.stack(waves, axis=1)
+        return clean + 0.15 * self.rng.normal(size=clean.shape)
 
     def frames(self, steps: int, *, rows: int = 10, missing: bool = False) -> None:
         """Append `steps` steps of every environment, in batches of about `rows` frames. `missing`: without codes."""
@@ -304,6 +313,7 @@ def main() -> None:
     parser.add_argument("db", type=Path)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--before", type=float, default=0, help="seconds of history written at once")
+    parser.add_argument("--boot", default="b0")
     parser.add_argument("--neurons", action="store_true")
     parser.add_argument("--humanoid", action="store_true")
     parser.add_argument("--end", action="store_true")
@@ -313,7 +323,7 @@ def main() -> None:
     if args.humanoid:
         more = {"metrics": humanoid_metrics(), "features": 512, "environment": "HumanoidBulletEnv-v0", "run": "humanoid"}
     builder = StoreBuilder(
-        args.db, neurons=args.neurons, period_s=args.period, start_wall_ns=time.time_ns() - int(args.before * 1e9), **more
+        args.db, boot=args.boot, neurons=args.neurons, period_s=args.period, start_wall_ns=time.time_ns() - int(args.before * 1e9), **more
     )
     while builder.step * args.period < args.before:
         builder.frames(round(5 / args.period), rows=10)

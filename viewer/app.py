@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import socket
 import webbrowser
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,14 @@ def serve(
         raise EndpointError(f"address {address!r} is not of this machine; serve on 127.0.0.1 and forward the port, e.g. by ssh -L")
     settings.resources = "server"
     logging.getLogger("bokeh.server.views.ws").addFilter(_closed_tab)
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:  # Bokeh leaks its own on failure
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((address, port))
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise EndpointInUse(f"port {port} of {address} is taken; name another with --port, or 0 for a free one") from error
+        raise EndpointError(f"the page cannot be served at {address}:{port}: {error.strerror}") from error
     feed = Feed(db)
     handler = FunctionHandler(application(feed))
     loop = IOLoop()
@@ -61,8 +70,6 @@ def serve(
         )  # fmt: skip
     except OSError as error:
         loop.close()
-        if error.errno == errno.EADDRINUSE:
-            raise EndpointInUse(f"port {port} of {address} is taken; name another with --port, or 0 for a free one") from error
         raise EndpointError(f"the page cannot be served at {address}:{port}: {error.strerror}") from error
     url = f"http://{address}:{server.port}/"
 

@@ -40,7 +40,7 @@ def choose_rows(
     if not current:
         return tuple(sorted(best[:limit]))
     rows = list(current)
-    waiting = iter([f for f in best[:limit] if f not in set(rows)])
+    waiting = iter([f for f in best if f not in rows and f not in silent])
     for i, feature in enumerate(rows):
         if feature in silent:
             rows[i] = next(waiting, feature)

@@ -50,7 +50,8 @@ PAIRS: Final = 4
 PULL_S: Final = 0.08
 SLOW_S: Final = 0.5
 """Between readings of what changes slowly: boots, sections, ledger, snapshots, episodes."""
-LATEST_S: Final = 1.0
+PATIENCE_S: Final = 1.0
+"""How long a database may refuse to be read before the page says so."""
 MAX_BATCHES: Final = 2_000
 COLUMN_S: Final = 0.05
 
@@ -70,7 +71,8 @@ class Feed:
         self.slow = 0
         """Rises with every reading of what changes slowly."""
         self._pulled = self._slow_at = -float("inf")
-        self._generation = -1
+        self._identity: tuple[int, int] | None = None
+        self._failing_since: float | None = None
         self._ages: deque[float] = deque(maxlen=10)
         self._reset(None)
 
@@ -122,8 +124,11 @@ class Feed:
         return self._returns[1]
 
     def age_ms(self) -> float | None:
-        """Median age of the newest frame over the last pulls, by the wall clocks of agent and page."""
-        return median(self._ages) if self._ages else None
+        """Age of the newest frame by the wall clocks of agent and page: its median over the last pulls, growing in silence."""
+        if not self._ages:
+            return None
+        silence_ms = 1e3 * (time.monotonic() - self._committed_at)
+        return median(self._ages) if silence_ms < 1e3 else self._ages[-1] + silence_ms
 
     def freshness(self) -> Freshness:
         """State of the run now."""
@@ -147,10 +152,11 @@ class Feed:
             if not self.reader.ready():
                 if self.boot is not None:
                     self._reset(None)
-                self.problem, self._generation = "", -1
+                self.problem, self._identity = "", None
                 return
-            if self.reader.generation != self._generation:
-                self._generation = self.reader.generation
+            identity = self.reader.identity
+            if identity != self._identity:  # another file under the same name: its row ids mean something else
+                self._identity = identity
                 self._reset(None)
                 self._slow_at = -float("inf")
             with self.reader.consistent():
@@ -162,13 +168,16 @@ class Feed:
                     self._pull_slow()
                     self._slow_at = now
                     self.slow += 1
-            self.problem = ""
+            self.problem, self._failing_since = "", None
         except ForeignDatabase as error:
             self.problem = str(error)
         except StoreError as error:  # a locked or a torn moment: what is shown stays, and the next pull tries again
             self.failures += 1
-            self.problem = str(error)
             self.reader.close()
+            if self._failing_since is None:
+                self._failing_since = now
+            if now - self._failing_since > PATIENCE_S:
+                self.problem = str(error)
             log.debug("pull failed: %s", error)
 
     def _pull_frame_of_reference(self) -> None:

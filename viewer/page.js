@@ -38,10 +38,15 @@ window.ilive = (() => {
   }
 
   // The window follows the newest frame at the speed of time, so it glides instead of hopping with each message.
+  // Where the browser keeps up it moves twenty times a second, else ten.
   let last = 0;
+  let frame = 0;       // time of the last animation frame, ms
+  let pace = 16;       // smoothed time between animation frames, ms
   function move(now) {
     requestAnimationFrame(move);
-    if (newest === null || now - last < 45 || document.hidden) return;
+    pace += 0.05 * (Math.min(now - frame, 200) - pace);
+    frame = now;
+    if (newest === null || now - last < (pace < 24 ? 48 : 96) || document.hidden) return;
     const dt = Math.min(0.5, (now - last) / 1000);
     last = now;
     if (shown === null) shown = newest;
@@ -155,5 +160,22 @@ window.ilive = (() => {
     });
   }
 
-  return { ready, state, picture, frames, age: () => performance.now() - arrived };
+  // The page's server is gone: say so, and begin anew as soon as it answers again.
+  let gone = false;
+  function lost() {
+    if (gone) return;
+    gone = true;
+    newest = null;
+    document.body.dataset.state = "STALE";
+    all("b[data-state]").forEach((e) => text(e, "STALE"));
+    const note = document.querySelector(".note");
+    note.hidden = false;
+    note.classList.remove("calm");
+    text(note, "The server of this page does not answer; this page comes back by itself when it does.");
+    const again = setInterval(() => {
+      fetch(location.href, { method: "HEAD", cache: "no-store" }).then(() => { clearInterval(again); location.reload(); }, () => {});
+    }, 1000);
+  }
+
+  return { ready, lost, state, picture, frames, age: () => performance.now() - arrived };
 })();

@@ -19,7 +19,7 @@ from interlatent_live.viewer import panels
 from interlatent_live.viewer.feed import METRICS, PAIRS, ROWS, SPAN_S, Feed
 from interlatent_live.viewer.heatmap import cells
 from interlatent_live.viewer.summary import flow, header, moment, vitals
-from interlatent_live.viewer.text import plain
+from interlatent_live.viewer.text import number, plain
 from interlatent_live.viewer.theme import GLYPHS, bokeh_theme
 
 __all__ = ["PERIOD_MS", "Page"]
@@ -61,6 +61,8 @@ class Page:
         self.sources = panels.Sources(tiles=ColumnDataSource(self._tiles()), strips=ColumnDataSource(self._strips()))
         self.panels = panels.build(self.sources, ROWS, METRICS, PAIRS)
         document.js_on_event("document_ready", self._wire())
+        document.js_on_event("connection_lost", CustomJS(code="window.ilive.lost()"))
+        document.config.update(reconnect_session=False, notify_connection_status=False)  # page.js does both
         document.template = _TEMPLATE
         document.title = "Interlatent Live"
         document.theme = _THEME
@@ -126,7 +128,11 @@ class Page:
 
     def _strips(self) -> dict[str, Any]:
         self.count = self.feed.series.count
-        return self._columns(self.feed.series.table)
+        table = self.feed.series.table
+        if not len(table):  # BokehJS 3.9 never returns from painting an area of steps that has no points
+            table = np.full((1, table.shape[1]), np.nan)
+            table[:, 0] = 0
+        return self._columns(table)
 
     def _frames(self) -> None:
         series, raster, sources = self.feed.series, self.feed.raster, self.sources
@@ -162,19 +168,33 @@ class Page:
     def _ranges(self, new: np.ndarray[Any, Any] | None = None, *, reset: bool = False) -> None:
         """Widen the y ranges of the strips to what was drawn; they never narrow but for another pair."""
         table = self.feed.series.table if new is None else new
-        for i, strip in enumerate(self.panels.strips):
-            value, metric = table[:, 1 + 2 * i], table[:, 2 + 2 * i]
-            self._widen(strip.y_range, strip.yaxis[0], value, reset, floor=True)
-            self._widen(strip.extra_y_ranges["metric"], strip.yaxis[1], metric, reset, floor=False)
+        widened = False
+        for i, (value, metric) in enumerate(self.panels.bands):
+            widened |= self._widen(value, table[:, 1 + 2 * i], reset, floor=True)
+            widened |= self._widen(metric, table[:, 2 + 2 * i], reset, floor=False)
+        if widened:
+            self._ticks(self.panels.strips.yaxis[0], [value for value, _ in self.panels.bands])
+            self._ticks(self.panels.metric_axis, [metric for _, metric in self.panels.bands])
 
-    def _widen(self, shown: Any, axis: Any, values: np.ndarray[Any, Any], reset: bool, *, floor: bool) -> None:
+    def _ticks(self, axis: Any, ranges: list[Any]) -> None:
+        """Label the ends of every band, and its zero where that lies between them."""
+        labels: dict[Any, str] = {}
+        for i, shown in enumerate(ranges[: len(self.feed.pairs)]):
+            low, high = shown.start, shown.end
+            for value in (low, 0.0, high) if low < 0 < high else (low, high):
+                share = (value - low) / (high - low)
+                labels[PAIRS - 1 - i + panels.BAND[0] + share * (panels.BAND[1] - panels.BAND[0])] = number(value, 2)
+        axis.update(major_label_overrides=labels)
+        axis.ticker.ticks = list(labels)
+
+    def _widen(self, shown: Any, values: np.ndarray[Any, Any], reset: bool, *, floor: bool) -> bool:
         values = values[np.isfinite(values)]
         if not len(values):
-            return
+            return reset
         low, high = float(values.min()), float(values.max())
         low = min(0.0, low) if floor else low
         if not reset and shown.start <= low and high <= shown.end:
-            return
+            return False
         if floor:
             top = _nice(max(high, 1e-6))
             bottom = -_nice(-low) if low < 0 else 0.0
@@ -185,7 +205,7 @@ class Page:
         if not reset:
             bottom, top = min(bottom, shown.start), max(top, shown.end)
         shown.update(start=bottom, end=top)
-        axis.ticker.ticks = [bottom, top] if bottom == 0 else [bottom, 0, top]
+        return True
 
     def _labels(self) -> None:
         feed = self.feed
@@ -261,14 +281,15 @@ class Page:
         dictionary = feed.dictionary
         newest = feed.window.last if feed.window else None
         quality = feed.quality[-1] if feed.quality else None
-        speed = feed.window.steps_per_s
+        speed = feed.window.steps_per_s if fresh.state == "LIVE" else None
+        age = None if fresh.state == "ENDED" else feed.age_ms()
         state = {
             "view": self._view(),
             "state": fresh.state,
             "note": feed.problem or fresh.note,
             "db": str(feed.path),
             "text": {
-                **header(feed.manifest, dictionary, feed.ledger, quality, speed, feed.age_ms()),
+                **header(feed.manifest, dictionary, feed.ledger, quality, speed, age),
                 **moment(feed.manifest, newest, feed.returned),
             },
             "flow": flow(feed.ledger),

@@ -32,6 +32,8 @@ from interlatent_live.viewer.theme import GLYPHS
 __all__ = ["Panels", "Sources", "build"]
 
 LEFT, RIGHT = 54, 58
+BAND = 0.05, 0.68
+"""Part of a strip's place that its lines fill, from below; its title stands above them."""
 HEAT_LABELS = 100
 """Pixels below the heatmap for its slanted labels; fixed, so that its rows stay level with the raster's."""
 _MINUTES = "const s = Math.max(0, Math.round(tick)); return Math.floor(s / 60) + ':' + String(s % 60).padStart(2, '0')"
@@ -61,12 +63,15 @@ class Panels:
     """The figures and what is changed about them afterwards."""
 
     raster: Any
-    strips: list[Any]
+    strips: Any
     heatmap: Any
     quality: Any
     episodes: Any
     x: Range1d
     duty: LinearAxis
+    bands: list[tuple[Range1d, Range1d]]
+    """For each pair the ranges of its feature and its metric."""
+    metric_axis: LinearAxis
     card: Span
     roles: list[tuple[Any, str, str]]
     """(model, attribute, colour role of theme.GLYPHS)"""
@@ -74,7 +79,7 @@ class Panels:
     @property
     def roots(self) -> list[Any]:
         """All figures, named as the template places them."""
-        return [self.raster, *self.strips, self.heatmap, self.quality, self.episodes]
+        return [self.raster, self.strips, self.heatmap, self.quality, self.episodes]
 
 
 def build(sources: Sources, rows: int, metrics: int, strips: int) -> Panels:
@@ -82,11 +87,12 @@ def build(sources: Sources, rows: int, metrics: int, strips: int) -> Panels:
     roles: list[tuple[Any, str, str]] = []
     x = Range1d(start=0, end=30)
     raster, duty = _raster(sources, x, rows, roles)
-    lines = [_strip(sources, x, i, i == strips - 1, roles) for i in range(strips)]
+    lines, bands, right = _strips(sources, x, strips, roles)
     quality, card = _quality(sources, roles)
     return Panels(
-        raster, lines, _heatmap(sources, rows, metrics, roles), quality, _episodes(sources, roles), x, duty, card, roles
-    )
+        raster, lines, _heatmap(sources, rows, metrics, roles), quality, _episodes(sources, roles), x, duty, bands, right,
+        card, roles,
+    )  # fmt: skip
 
 
 def _figure(name: str, **options: Any) -> Any:
@@ -98,12 +104,10 @@ def _figure(name: str, **options: Any) -> Any:
     return made
 
 
-def _time_axis(made: Any, visible: bool) -> None:
+def _time_axis(made: Any) -> None:
     made.xaxis.formatter = CustomJSTickFormatter(code=_MINUTES)
     made.xaxis.ticker.desired_num_ticks = 7
-    made.xaxis.visible = visible
-    if visible:
-        made.min_border_bottom = 24
+    made.min_border_bottom = 24
 
 
 def _boundaries(made: Any, sources: Sources, roles: list[tuple[Any, str, str]]) -> None:
@@ -129,7 +133,7 @@ def _raster(sources: Sources, x: Range1d, rows: int, roles: list[tuple[Any, str,
     duty.update(ticker=FixedTicker(ticks=centres))
     duty.major_label_text_font_size = "10px"
     made.add_layout(duty, "right")
-    _time_axis(made, True)
+    _time_axis(made)
     _boundaries(made, sources, roles)
     name = CustomJSHover(
         args={"labels": sources.labels, "rows": rows},
@@ -146,21 +150,30 @@ def _raster(sources: Sources, x: Range1d, rows: int, roles: list[tuple[Any, str,
     return made, duty
 
 
-def _strip(sources: Sources, x: Range1d, i: int, last: bool, roles: list[tuple[Any, str, str]]) -> Any:
-    made = _figure(f"strip{i}", x_range=x, y_range=Range1d(start=0, end=1), height=90)
-    made.extra_y_ranges = {"metric": Range1d(start=-1, end=1)}
-    area = made.varea_step(x="t", y1=0, y2=f"v{i}", source=sources.strips, step_mode="after", fill_alpha=0.3)
-    edge = made.step(x="t", y=f"v{i}", source=sources.strips, mode="after", line_width=1)
-    line = made.line(x="t", y=f"m{i}", source=sources.strips, line_width=1.25, y_range_name="metric")
-    roles += [(area.glyph, "fill_color", "feature"), (edge.glyph, "line_color", "feature"), (line.glyph, "line_color", "metric")]
-    right = LinearAxis(y_range_name="metric")
-    right.update(formatter=NumeralTickFormatter(format="0.[00]a"), ticker=FixedTicker(ticks=[-1, 0, 1]))
-    made.add_layout(right, "right")
-    made.yaxis[0].ticker = FixedTicker(ticks=[0, 1])
-    made.yaxis[0].formatter = NumeralTickFormatter(format="0.[00]a")
-    _time_axis(made, last)
+def _strips(
+    sources: Sources, x: Range1d, count: int, roles: list[tuple[Any, str, str]]
+) -> tuple[Any, list[tuple[Range1d, Range1d]], LinearAxis]:
+    """Pairs one above the other in one figure: a canvas for each would cost the browser four times the painting."""
+    made = _figure("strips", x_range=x, y_range=Range1d(start=0, end=count), height=250)
+    bands = []
+    for i in range(count):
+        bottom = count - 1 - i
+        value, metric = Range1d(start=0, end=1), Range1d(start=-1, end=1)
+        bands.append((value, metric))
+        place = Range1d(start=bottom + BAND[0], end=bottom + BAND[1])
+        left = made.subplot(x_source=x, x_target=x, y_source=value, y_target=place)
+        right = made.subplot(x_source=x, x_target=x, y_source=metric, y_target=place)
+        area = left.varea_step(x="t", y1=0, y2=f"v{i}", source=sources.strips, step_mode="after", fill_alpha=0.45)
+        line = right.line(x="t", y=f"m{i}", source=sources.strips, line_width=1.25)
+        roles += [(area.glyph, "fill_color", "feature"), (line.glyph, "line_color", "metric")]
+    right_axis = LinearAxis()
+    made.add_layout(right_axis, "right")
+    for axis in (made.yaxis[0], right_axis):
+        axis.update(ticker=FixedTicker(ticks=[]), major_label_text_font_size="10px")
+    made.ygrid.visible = False
+    _time_axis(made)
     _boundaries(made, sources, roles)
-    return made
+    return made, bands, right_axis
 
 
 def _heatmap(sources: Sources, rows: int, metrics: int, roles: list[tuple[Any, str, str]]) -> Any:

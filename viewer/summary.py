@@ -71,6 +71,7 @@ def header(
         "lost": quantity(lost, "frames"),
         "fvu": number(quality.fvu if quality else None, 2),
         "fvu_card": "neurons: none" if neurons else f"card {number(_number(card.get('fvu')), 2)}",
+        "which": f"environment 0 of {manifest.num_envs}" if manifest and manifest.num_envs > 1 else "",
         "overhead": quantity(_number(status.get("overhead_us_median")), "µs"),
         "overhead_p99": f"p99 {quantity(_number(status.get('overhead_us_p99')), 'µs')}",
     }

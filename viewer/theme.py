@@ -52,7 +52,7 @@ GLYPHS: Final[dict[str, dict[str, Any]]] = {
         "ramp": ramp(scheme),
         "diverging": diverging(scheme),
         "feature": {"light": "#1f6fc9", "dark": "#5aa9ff"}[scheme],
-        "metric": {"light": "#b45f06", "dark": "#f2a33a"}[scheme],
+        "metric": {"light": "#a45200", "dark": "#f2a33a"}[scheme],
         "boundary": {"light": "#7b8494", "dark": "#7f8b9b"}[scheme],
         "panel": {"light": "#ffffff", "dark": "#151a21"}[scheme],
     }
