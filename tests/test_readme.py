@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-COMMANDS = re.findall(r"^\| `(interlatent-live [^`]+)` \|", README, re.MULTILINE)
+COMMANDS: list[str] = re.findall(r"^\| `(interlatent-live [^`]+)` \|", README, re.MULTILINE)
 BIN = Path(sys.executable).parent
 
 

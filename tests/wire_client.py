@@ -10,6 +10,7 @@ import math
 import struct
 import sys
 import time
+from typing import Any
 
 import msgpack
 import zmq
@@ -17,21 +18,21 @@ import zmq
 CODES = {"<f2": "e", "<f4": "f", "<f8": "d", "<i4": "i", "<i8": "q", "<u2": "H", "|u1": "B", "|b1": "?"}
 
 
-def array(part, dtype, shape):
+def array(part: bytes, dtype: str, shape: list[int]) -> list[Any]:
     count = math.prod(shape)
-    values = struct.unpack(f"<{count}{CODES[dtype]}", part)
+    values: list[Any] = list(struct.unpack(f"<{count}{CODES[dtype]}", part))
     for size in reversed(shape[1:]):
         values = [list(values[i : i + size]) for i in range(0, len(values), size)] if size else []
-    return list(values)
+    return values
 
 
-def finite(value):
+def finite(value: Any) -> Any:
     if isinstance(value, list):
         return [finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read(parts):
+def read(parts: list[bytes]) -> dict[str, Any]:
     version, run, kind, end = parts[0].decode("ascii").split("/")
     assert version == "v1"
     assert end == ""
@@ -52,7 +53,7 @@ def read(parts):
     return out
 
 
-def main(endpoint, run, seconds):
+def main(endpoint: str, run: str, seconds: str) -> None:
     context = zmq.Context()
     socket = context.socket(zmq.SUB)
     socket.setsockopt(zmq.LINGER, 0)
@@ -61,7 +62,7 @@ def main(endpoint, run, seconds):
     socket.setsockopt(zmq.SUBSCRIBE, f"v1/{run}/".encode())
     socket.connect(endpoint)
     deadline = time.monotonic() + float(seconds)
-    while socket.poll(max(0, (deadline - time.monotonic()) * 1000)):
+    while socket.poll(max(0, int((deadline - time.monotonic()) * 1000))):
         message = read(socket.recv_multipart())
         print(json.dumps(message), flush=True)
         if message["kind"] == "bye":
