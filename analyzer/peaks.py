@@ -10,6 +10,7 @@ weakest that their feature keeps; the rest, about 16/n of the n-th event of a fe
 
 from __future__ import annotations
 
+from array import array
 from typing import NamedTuple
 
 import numpy as np
@@ -42,9 +43,8 @@ class PeakKeeper:
     ) -> None:
         """`num_envs`: environments whose frames interleave; `first_seq`: the section's, no window begins before it."""
         self._first_seq, self._reach, self._most = first_seq, reach * num_envs, most
-        self._magnitude = np.zeros((features, most))
-        self._seq = np.zeros((features, most), np.int64)
-        self._filled = np.zeros(features, np.int64)
+        # Magnitudes and sequence numbers of a feature's peaks: one at a time, arrays of Python are faster than numpy's.
+        self._held: dict[int, tuple[array[float], array[int]]] = {}
         self._weakest = np.full(features, -np.inf)  # of those that a full feature keeps
 
     def update(self, spans: Spans) -> tuple[list[Peak], list[tuple[int, int]]]:
@@ -62,19 +62,24 @@ class PeakKeeper:
             kept.peak_step.tolist(), kept.peak.tolist(), strict=True,
         ):  # fmt: skip
             magnitude = abs(value)
-            place = int(self._filled[feature])
-            if place < self._most:
-                self._filled[feature] = place + 1
-            elif magnitude > self._weakest[feature]:
-                place = int(self._magnitude[feature].argmin())
-                gone = (feature, int(self._seq[feature, place]))
+            held = self._held.get(feature)
+            if held is None:
+                held = self._held[feature] = (array("d"), array("q"))
+            magnitudes, seqs = held
+            if len(seqs) < self._most:
+                magnitudes.append(magnitude)
+                seqs.append(seq)
+            else:
+                weakest = min(magnitudes)
+                if magnitude <= weakest:
+                    continue  # events of the same call were stronger
+                place = magnitudes.index(weakest)
+                gone = (feature, seqs[place])
                 if inserted.pop(gone, None) is None:
                     evicted.append(gone)
-            else:
-                continue  # events of the same call were stronger
-            self._magnitude[feature, place], self._seq[feature, place] = magnitude, seq
-            if self._filled[feature] == self._most:
-                self._weakest[feature] = self._magnitude[feature].min()
+                magnitudes[place], seqs[place] = magnitude, seq
+            if len(seqs) == self._most:
+                self._weakest[feature] = min(magnitudes)
             first = max(self._first_seq, seq - self._reach)
             inserted[feature, seq] = Peak(feature, seq, env, episode, step, value, first, seq + self._reach + 1)
         return list(inserted.values()), evicted
