@@ -1,0 +1,244 @@
+"""Commands that run something: an agent, an analysis, a page, a replay, a recording."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from interlatent_live.stream.endpoint import DEFAULT_ENDPOINT
+
+from .application import DEFAULT_PORT, AsJson, app
+from .output import err, jsonable, plain, print_line, print_result
+
+__all__: list[str] = []
+
+REPLAY_LINGER_S: Final = 30.0
+"""How long a replay waits for slow subscribers to fetch the rest."""
+Connect = Annotated[str, typer.Option(help="Where the agent publishes.")]
+
+
+@app.command()
+def demo(
+    agent: Annotated[str, typer.Option(help="A reference agent: cartpole or humanoid.")] = "cartpole",
+    seconds: Annotated[float | None, typer.Option(help="End after so many seconds from the first step; else Ctrl-C ends.")] = None,
+    port: Annotated[int, typer.Option(help="Port of the page; 0 takes a free one.")] = DEFAULT_PORT,
+    record: Annotated[Path | None, typer.Option(help="Where to record; default: a new folder below runs/.")] = None,
+    db: Annotated[Path | None, typer.Option(help="Where the analysis goes; default: a new folder below runs/.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write the report as JSON.")] = None,
+    open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """A reference agent acts, is analysed and shown, all at once.
+
+    Example: `interlatent-live demo --agent humanoid --seconds 60 --report r.json`
+    """
+    from interlatent_live.agent_side.agents import agent_named
+    from interlatent_live.demo import Demo
+    from interlatent_live.launch import Stop, run_directory
+
+    agent_named(agent)
+    folder = Path() if record and db else run_directory(agent)
+    play = Demo(agent, folder, seconds, port, record, db, open_browser=open_page, say=lambda line: err.print(plain(line), soft_wrap=True))
+    if not as_json:
+        err.print(f"Starting {agent}; recording to {play.record}, analysis in {play.db}. Ctrl-C ends.", soft_wrap=True)
+    result = play.run(Stop())
+    if report:
+        report.write_text(json.dumps(jsonable(result), indent=2) + "\n")
+    print_result(
+        result,
+        as_json,
+        ("agent", "seconds", "steps", "episodes", "mean_return", "latency_ms", "overhead_us", "ledger", "features", "dictionary"),
+    )
+
+
+@app.command()
+def run(
+    name: Annotated[str, typer.Argument(help="A reference agent: cartpole or humanoid.")],
+    bind: Annotated[str, typer.Option(help="Where to publish.")] = DEFAULT_ENDPOINT,
+    seconds: Annotated[float | None, typer.Option(help="End after so many seconds from the first step.")] = None,
+    episodes: Annotated[int | None, typer.Option(help="End after so many episodes.")] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="As fast as it can, instead of real time.")] = False,
+    record: Annotated[Path | None, typer.Option(help="Record to this file.")] = None,
+    wait: Annotated[float, typer.Option(help="Wait up to so many seconds for a subscriber before the first step.")] = 0.0,
+    pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="Render the environment.")] = True,
+    seed: Annotated[int, typer.Option(help="Seed of the environment.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Run a reference agent with a tap in it.
+
+    Example: `interlatent-live run cartpole --episodes 20 --fast --record r.mcap`
+    """
+    from interlatent_live.agent_side import rollout
+    from interlatent_live.agent_side.agents import agent_named
+    from interlatent_live.launch import Stop
+
+    stop = Stop()
+    agent = agent_named(name)
+    tap = rollout.make_tap(agent, record=record, endpoint=bind)
+    with tap:
+        if not as_json:
+            err.print(f"{name} publishes on {tap.endpoint}; `interlatent-live watch {tap.endpoint}` shows it", soft_wrap=True)
+        if wait and not rollout.wait_for_subscriber(tap, wait, stop):
+            if stop():
+                return
+            err.print(f"nobody subscribed within {wait:g} s; starting all the same")
+        done = rollout.run(agent, tap, seconds=seconds, episodes=episodes, fast=fast, seed=seed, render=pictures, stop=stop)
+    returns = done.returns
+    print_result(
+        {
+            "agent": name,
+            "seconds": done.seconds,
+            "frames": done.steps,
+            "episodes": len(returns),
+            "mean_return": sum(returns) / len(returns) if returns else None,
+            "overhead_us": tap.overhead(),
+            "recording": str(record) if record else None,
+        },
+        as_json,
+    )
+
+
+@app.command()
+def analyze(
+    db: Annotated[Path, typer.Option(help="The database to write.")],
+    connect: Annotated[str | None, typer.Option(help="Analyse a live stream.")] = None,
+    recording: Annotated[Path | None, typer.Option(help="Analyse a recording.")] = None,
+    dictionary: Annotated[
+        list[str] | None, typer.Option(help="Path or name of a dictionary; may be repeated. Default: the one that matches, else neurons.")
+    ] = None,
+    run_name: Annotated[str | None, typer.Option("--run", help="Analyse this run only; default: the first that appears.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="End after so many seconds from the first frame.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run dictionaries and correlations over a stream or a recording, into a database.
+
+    Example: `interlatent-live analyze --recording r.mcap --db again.db`
+    """
+    from interlatent_live.analyzer.service import analyze_recording, analyze_stream
+    from interlatent_live.launch import Stop
+
+    if (connect is None) == (recording is None):
+        raise typer.BadParameter("give either --connect ENDPOINT or --recording FILE")
+    stop = Stop()
+    if recording is not None:
+        done = analyze_recording(recording, db, dictionaries=dictionary or (), run=run_name, stop=stop)
+    else:
+        done = analyze_stream(connect or DEFAULT_ENDPOINT, db, dictionaries=dictionary or (), run=run_name, seconds=seconds, stop=stop)
+    print_result({"db": str(db), **done}, as_json)
+
+
+@app.command()
+def view(
+    db: Annotated[Path, typer.Option(help="The database to show; it may appear later.")],
+    port: Annotated[int, typer.Option(help="Port of the page; 0 takes a free one.")] = DEFAULT_PORT,
+    connect: Annotated[str | None, typer.Option(help="Analyse this live stream into the database as well.")] = None,
+    open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show a database as a live page on this machine.
+
+    Example: `interlatent-live view --db r.db --port 5580`
+    """
+    from interlatent_live.launch import Child, Stop
+    from interlatent_live.viewer.app import serve
+
+    stop = Stop()
+    analyzer = Child("analyzer", ["analyze", "--connect", connect, "--db", str(db), "--json"]).start() if connect else None
+
+    def ready(url: str) -> None:
+        print_line({"url": url}, as_json, f"the page is at {url}")
+
+    try:
+        serve(db, port=port, open_browser=open_page, stop=stop, on_ready=ready)
+    finally:
+        if analyzer is not None:
+            analyzer.end()
+
+
+@app.command()
+def watch(
+    source: Annotated[str, typer.Argument(help="An endpoint (tcp://…) or a recording.")] = DEFAULT_ENDPOINT,
+    db: Annotated[Path | None, typer.Option(help="Where the analysis goes; default: a new folder below runs/.")] = None,
+    run_name: Annotated[str | None, typer.Option("--run", help="Watch this run only; default: the first that appears.")] = None,
+    port: Annotated[int, typer.Option(help="Port of the page; 0 takes a free one.")] = DEFAULT_PORT,
+    open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Analyse and show a live stream or a recording, in one.
+
+    Example: `interlatent-live watch run.mcap`
+    """
+    from interlatent_live.launch import Child, Stop, run_directory
+    from interlatent_live.viewer.app import serve
+
+    stop = Stop()
+    live = "://" in source
+    if not live and not Path(source).exists():
+        raise typer.BadParameter(f"{source} is neither an endpoint (tcp://host:port) nor a file")
+    db = db or run_directory("watch") / "run.db"
+    only = ["--run", run_name] if run_name else []
+    analyzer = Child("analyzer", ["analyze", "--connect" if live else "--recording", source, "--db", str(db), "--json", *only]).start()
+
+    def ready(url: str) -> None:
+        print_line({"url": url, "db": str(db)}, as_json, f"the page is at {url}; the analysis goes to {db}")
+
+    try:
+        serve(db, port=port, open_browser=open_page, stop=stop, on_ready=ready)
+    finally:
+        analyzer.end()
+
+
+@app.command()
+def replay(
+    recording: Annotated[Path, typer.Argument(help="A recording.")],
+    speed: Annotated[float, typer.Option(help="1 is real time; inf is as fast as possible.")] = 1.0,
+    bind: Annotated[str, typer.Option(help="Where to publish.")] = DEFAULT_ENDPOINT,
+    from_s: Annotated[float | None, typer.Option("--from", help="Begin so many seconds into the recording.")] = None,
+    to_s: Annotated[float | None, typer.Option("--to", help="End so many seconds into the recording.")] = None,
+    wait: Annotated[float, typer.Option(help="Wait up to so many seconds for a subscriber.")] = 30.0,
+    as_json: AsJson = False,
+) -> None:
+    """Publish a recording as if its agent were acting now.
+
+    Example: `interlatent-live replay r.mcap --speed inf`
+    """
+    from interlatent_live.launch import Stop
+    from interlatent_live.stream.publisher import Publisher
+    from interlatent_live.stream.reading import Recording
+    from interlatent_live.stream.replay import replay as play
+
+    if not speed > 0:
+        raise typer.BadParameter(f"--speed is {speed}; it must be above 0 (inf: as fast as possible)")
+    stop = Stop()
+    publisher = Publisher(bind)
+    try:
+        if not as_json:
+            err.print(f"replaying on {publisher.endpoint}", soft_wrap=True)
+        done = play(Recording(recording), publisher, speed=speed, from_s=from_s, to_s=to_s, wait_subscriber_s=wait, stop=stop)
+    finally:
+        publisher.close(linger_s=0.5 if stop() else REPLAY_LINGER_S)
+    print_result(asdict(done), as_json)
+
+
+@app.command()
+def record(
+    to: Annotated[Path, typer.Option("--out", help="The recording to make.")],
+    connect: Connect = DEFAULT_ENDPOINT,
+    run_name: Annotated[str | None, typer.Option("--run", help="Record this run only; default: the first that appears.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="End after so many seconds from the first frame.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Record a live stream from another process.
+
+    Example: `interlatent-live record --out r.mcap`
+    """
+    from interlatent_live.launch import Stop
+    from interlatent_live.stream.reading import Recording
+    from interlatent_live.stream.transcript import record_stream
+
+    record_stream(connect, to, run=run_name, seconds=seconds, stop=Stop())
+    print_result(Recording(to).info(), as_json)
