@@ -45,7 +45,7 @@ def _host_boot() -> str:
 
 def _software() -> dict[str, str]:
     found = {}
-    for name in ("interlatent-live", "torch", "numpy", "gymnasium"):
+    for name in ("interlatent-live", "torch", "numpy", "gymnasium", "stable-baselines3"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

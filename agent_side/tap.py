@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 import numpy as np
 
-from interlatent_live.agent_side.capture import Capture, Chosen, dispatch_ns
+from interlatent_live.agent_side.capture import Capture, Chosen
+from interlatent_live.agent_side.hooks import dispatch_ns
 from interlatent_live.agent_side.introduction import introduce
 from interlatent_live.agent_side.metrics import Metrics, as_metrics
 from interlatent_live.agent_side.pictures import Pictures, job
@@ -201,6 +202,21 @@ class Tap(Sealer):
             if not self._pauses and self in _OPEN:
                 self._capture.wake()
                 self._sealing = True
+
+    def skip(self) -> None:
+        """Count a step that an adapter could not read: it has a number, but no frame."""
+        if self._sealing:
+            self._steps += 1
+            self._step_failures += 1
+
+    def rest(self) -> None:
+        """Keep no activations until `wake`, though steps are sealed: what runs now is not what acts."""
+        self._capture.rest()
+
+    def wake(self) -> None:
+        """Keep activations again. Nothing happens while the tap is paused or closed."""
+        if self._sealing:
+            self._capture.wake()
 
     def log(self, values: Mapping[str, Any]) -> None:
         """Send, record and store numbers of the training loop, `tap.log({"losses/value": loss})`, under the number of
