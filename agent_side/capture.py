@@ -13,16 +13,17 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from contextlib import nullcontext
 from dataclasses import dataclass
-from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
+from interlatent_live.agent_side.hooks import hook_on
+from interlatent_live.agent_side.parts import addresses
+from interlatent_live.agent_side.points import Point
 from interlatent_live.stream.errors import TapError
 from interlatent_live.stream.manifest import TapPointSpec
-from interlatent_live.stream.wire import MAX_FRAME_BYTES, MAX_NDIM
+from interlatent_live.stream.wire import MAX_FRAME_BYTES, MAX_MESSAGE_BYTES, MAX_NDIM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,14 +31,16 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.utils.hooks import RemovableHandle
 
-    from interlatent_live.agent_side.points import Point
-
-__all__ = ["Capture", "Chosen", "Kept", "Layout", "dispatch_ns"]
+__all__ = ["MAX_POINTS", "Capture", "Chosen", "Kept", "Layout"]
 
 Kept: TypeAlias = "bytes | Tensor"
 """One activation of all environments, C order: bytes, or a copy on its device where that is not the host's memory."""
 
 _MAX_REPORTS: Final = 64
+MAX_POINTS: Final = 100
+"""Tap points of one tap: a message has room for so many, each with the indices of its rows."""
+_MAX_NAME: Final = 200
+"""Characters in the name of an array's tap point."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +78,13 @@ class Capture:
     """
 
     def __init__(self, points: Sequence[Point], num_envs: int) -> None:
+        if len(points) > MAX_POINTS:
+            raise TapError(f"{len(points)} tap points; at most {MAX_POINTS} fit a message: choose fewer, or open several taps")
         self.points = tuple(points)
         self.num_envs = num_envs
+        self._given: dict[str, int] = {}
+        """Index of the points that `take` was given arrays of."""
+        self._given_shapes: dict[int, tuple[int, ...]] = {}
         self.slots: list[Kept | None] = [None] * len(points)
         """By tap point: the last activation since the slots were cleared."""
         self.gate: list[int] = []
@@ -100,23 +108,20 @@ class Capture:
         self.on_layout: Callable[[], None] = lambda: None
         """Called when a layout becomes known, in a hook."""
         self._reported: set[tuple[int, str]] = set()
+        self._refused: set[str] = set()
         self._handles: list[RemovableHandle] = []
 
     def attach(self) -> None:
         """Put the hooks on. Raises TapError for modules that take none."""
         for i, point in enumerate(self.points):
+            if point.module is None:
+                continue
             try:
-                if point.side == "out":
-                    hook = _OutputHook(self, i) if self.chosen is None else _ChosenOutputHook(self, i)
-                    handle = point.module.register_forward_hook(hook)
-                else:
-                    before = _InputHook(self, i) if self.chosen is None else _ChosenInputHook(self, i)
-                    handle = point.module.register_forward_pre_hook(before, with_kwargs=True)
-            except RuntimeError as error:  # scripted and traced modules
+                self._handles.append(hook_on(self, i, point, point.module))
+            except RuntimeError as error:  # scripted modules
                 self.detach()
                 kind = type(point.module).__name__
                 raise TapError(f"{point.name!r} is a {kind}, which takes no hooks ({error}); tap the eager model") from error
-            self._handles.append(handle)
         self.wake()
 
     def detach(self) -> None:
@@ -142,7 +147,7 @@ class Capture:
     @property
     def silent(self) -> list[str]:
         """Names of the points of which nothing was ever kept."""
-        return [point.name for point, layout in zip(self.points, self.layouts, strict=True) if layout is None]
+        return [point.name for point, layout in zip(self.points, self.layouts, strict=False) if layout is None]
 
     def row_bytes(self) -> int:
         """Bytes kept per step, as far as known."""
@@ -174,9 +179,13 @@ class Capture:
             items = []
         for key, item in items:
             if isinstance(item, Tensor):
-                self.report(index, f"a {type(value).__name__} of {len(items)} passes here; its first tensor, [{key}], is kept")
+                others = [address for address in addresses(value) if address != f"[{key}]"]
+                more = f"; {self.points[index].name}{others[0]} would be another" if others else ""
+                self.report(index, f"a {type(value).__name__} of {len(items)} passes here; its first tensor, [{key}], is kept{more}")
                 return item
-        self.fail(index, f"a {type(value).__name__} passes here, and no tensor is directly in it; tap a module that returns one")
+        inside = addresses(value)
+        remedy = f"name what is in it, such as {self.points[index].name}{inside[0]}" if inside else "tap a module that returns one"
+        self.fail(index, f"a {type(value).__name__} passes here, and no tensor is directly in it; {remedy}")
         return None
 
     def keep(self, index: int, value: Any) -> tuple[Kept, tuple[int, ...]] | None:
@@ -199,19 +208,84 @@ class Capture:
             self.other_shape = shape
             return None
         kept, dtype, raw = _copy(tensor)
+        return (kept, shape) if self._fits(index, frame, dtype, raw) else None
+
+    def take(self, activations: Mapping[str, Any]) -> None:
+        """Keep arrays that were handed over by name, as a hook keeps what passes; for agents without a torch model."""
+        for name, value in activations.items():
+            index = self._given.get(name, -1)
+            if index < 0:
+                index = self._add(name)
+                if index < 0:
+                    continue
+            layout = self.layouts[index]
+            if type(value) is np.ndarray and layout is not None and value.dtype == layout.raw and value.shape == self._given_shapes[index]:
+                self.slots[index] = value.tobytes()
+                continue
+            try:
+                kept = self._taken(index, value)
+            except Exception as error:  # noqa: BLE001 - the agent goes on, whatever it was given
+                self.fail(index, f"{type(error).__name__}: {error}")
+                continue
+            if kept is not None:
+                self.slots[index] = kept
+
+    def _add(self, name: Any) -> int:
+        """A new tap point for arrays; -1 if there can be none of that name."""
+        why = ""
+        if not isinstance(name, str) or not 0 < len(name) <= _MAX_NAME:
+            why = f"activations are named by 1 to {_MAX_NAME} characters, not by {str(name)[:40]!r}"
+        elif any(point.name == name for point in self.points):
+            why = f"{name!r} is a tap point of the model; give an array of that name another one"
+        elif len(self.points) >= MAX_POINTS:
+            why = f"{name!r} is one tap point too many; {MAX_POINTS} fit a message: choose"
+        if why:
+            self.failures += 1
+            if why not in self._refused and len(self._refused) < _MAX_REPORTS:
+                self._refused.add(why)
+                self.reports.append(why)
+            return -1
+        self.points = (*self.points, Point(name, "out", None))  # first: the sender's thread looks names up by index
+        self.layouts.append(None)
+        self.slots.append(None)
+        self._given[name] = len(self.points) - 1
+        return self._given[name]
+
+    def _taken(self, index: int, value: Any) -> Kept | None:
+        if hasattr(value, "detach"):
+            found = self.keep(index, value)
+            return None if found is None else found[0]
+        array = np.asarray(value)
+        shape, envs = array.shape, self.num_envs
+        if envs > 1 and (not shape or shape[0] != envs):
+            self.fail(index, f"an array of shape {shape} was given; the first dimension must be that of {envs} environments")
+            return None
+        frame = (shape[1:] if len(shape) > 1 and shape[0] == 1 else shape) if envs == 1 else shape[1:]
+        if array.dtype.name == "bfloat16":  # of ml_dtypes, as JAX gives it
+            dtype, array = "bfloat16", array.view(np.int16)
+        else:
+            dtype = "float16" if array.dtype == np.float16 else "float32"
+            array = array.astype(array.dtype.newbyteorder("="), copy=False)
+        if not self._fits(index, frame or (1,), dtype, array.dtype):
+            return None
+        self._given_shapes[index] = shape
+        return array.tobytes()
+
+    def _fits(self, index: int, frame: tuple[int, ...], dtype: str, raw: np.dtype[Any]) -> bool:
+        """Whether an activation is like the first of its point, which fixes the layout."""
         layout = self.layouts[index]
         if layout is None:
             layout = self._learn(index, frame, dtype, raw)
             if layout is None:
-                return None
+                return False
         if frame != layout.spec.shape or dtype != layout.spec.dtype or raw != layout.raw:
             self.fail(
                 index,
                 f"the activation changed: {dtype} {frame} instead of {layout.spec.dtype} {layout.spec.shape}; such frames are "
                 "kept without it",
             )
-            return None
-        return kept, shape
+            return False
+        return True
 
     def rows(self, index: int, value: Any) -> Tensor | None:
         """Of what passes, the rows that belong to the tap's environments; None if this is another batch."""
@@ -228,13 +302,25 @@ class Capture:
 
     def _learn(self, index: int, frame: tuple[int, ...], dtype: str, raw: np.dtype[Any]) -> Layout | None:
         point = self.points[index]
-        layout = Layout(TapPointSpec(point.name, dtype, frame, type(point.module).__name__), raw)
+        kind = "array" if point.module is None else type(point.module).__name__ + point.part.spoken
+        layout = Layout(TapPointSpec(point.name, dtype, frame, kind), raw)
         size = math.prod(frame) * layout.wire.itemsize
+        others = sum(math.prod(known.spec.shape) * known.wire.itemsize for known in self.layouts if known is not None)
+        if not size:
+            self.fail(index, f"an activation of shape {frame} holds no numbers")
+            return None
         if size > MAX_FRAME_BYTES or len(frame) >= MAX_NDIM:
             self.fail(
                 index,
                 f"an activation of shape {frame} has {size} bytes a frame and {len(frame)} dimensions; at most {MAX_FRAME_BYTES} bytes and "
-                f"{MAX_NDIM - 1} dimensions are taken: tap another layer, pool or subsample",
+                f"{MAX_NDIM - 1} dimensions are taken: choose another layer, pool or subsample (':mean' or ':max' after a name pools)",
+            )
+            return None
+        if size + others > MAX_MESSAGE_BYTES // 2:
+            self.fail(
+                index,
+                f"with the {others} bytes a frame of the points before it, an activation of shape {frame} makes more than "
+                f"{MAX_MESSAGE_BYTES // 2}: choose fewer points, or pool",
             )
             return None
         if raw.kind not in "fiub":
@@ -243,123 +329,6 @@ class Capture:
         self.layouts[index] = layout
         self.on_layout()
         return layout
-
-
-class _Hook:
-    """A hook that copies, pickles and deep-copies as one that does nothing: a copy of a tapped model does not
-    publish."""
-
-    __slots__ = ("capture", "gate", "graph", "index", "shape", "slots")
-
-    def __init__(self, capture: Capture, index: int) -> None:
-        self.capture = capture
-        self.index = index
-        self.gate = capture.gate
-        self.slots = capture.slots
-        self.shape: tuple[int, ...] | None = None
-        self.graph = False
-        """Whether the last tensor seen in the slow way was part of a graph; asking every one costs 40 ns."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # the standard library's, so that a saved model loads where this package is not installed
-        return getattr, (nullcontext(), "__exit__")
-
-
-class _OutputHook(_Hook):
-    """Called by torch after the module's forward."""
-
-    __slots__ = ()
-
-    def __call__(self, module: Any, args: Any, output: Any) -> None:
-        began = 0
-        if self.gate:
-            if self.capture.resting:
-                return
-            began = perf_counter_ns()
-        try:
-            array = output.detach().numpy() if self.graph else output.numpy()
-            kept = array.tobytes() if array.shape == self.shape else None
-        except (RuntimeError, TypeError, AttributeError):  # part of a graph, on a device, bfloat16, or no tensor at all
-            kept = None
-        if kept is None:
-            kept = _slowly(self, output)
-        if kept is not None:
-            index, slots = self.index, self.slots
-            if slots[index] is not None:
-                self.capture.extra_forwards += 1
-            slots[index] = kept
-        if began:
-            self.capture.hook_ns += perf_counter_ns() - began
-
-
-class _InputHook(_Hook):
-    """Called by torch before the module's forward; sees the input before the module can change it in place."""
-
-    __slots__ = ()
-
-    def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        value = args[0] if args else next(iter(kwargs.values()), None)
-        _OutputHook.__call__(self, module, args, value)  # type: ignore[arg-type]
-
-
-class _ChosenOutputHook(_Hook):
-    """Keeps some rows of what the module returns; about 0.3 µs more."""
-
-    __slots__ = ()
-
-    def __call__(self, module: Any, args: Any, output: Any) -> None:
-        capture = self.capture
-        if capture.resting:
-            return
-        began = perf_counter_ns() if self.gate else 0
-        chosen = capture.chosen
-        assert chosen is not None
-        kept: Kept | None = None
-        try:
-            array = output.numpy()
-            if array.shape == self.shape:
-                kept = array[chosen.index].tobytes()
-        except (RuntimeError, TypeError, AttributeError):
-            pass
-        if kept is None:
-            try:
-                rows = capture.rows(self.index, output)
-            except Exception as error:  # noqa: BLE001 - nothing may be raised into the user's forward pass
-                capture.fail(self.index, f"{type(error).__name__}: {error}")
-                return
-            kept = None if rows is None else _slowly(self, rows)
-            if kept is None:
-                return
-            self.shape = tuple(output.shape) if hasattr(output, "shape") else None
-        if self.slots[self.index] is not None:
-            capture.extra_forwards += 1
-        self.slots[self.index] = kept
-        if began:
-            capture.hook_ns += perf_counter_ns() - began
-
-
-class _ChosenInputHook(_Hook):
-    """As `_InputHook`, of some rows."""
-
-    __slots__ = ()
-
-    def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        value = args[0] if args else next(iter(kwargs.values()), None)
-        _ChosenOutputHook.__call__(self, module, args, value)  # type: ignore[arg-type]
-
-
-def _slowly(hook: _Hook, value: Any) -> Kept | None:
-    capture = hook.capture
-    try:
-        found = capture.keep(hook.index, value)
-    except Exception as error:  # noqa: BLE001 - nothing may be raised into the user's forward pass
-        capture.fail(hook.index, f"{type(error).__name__}: {error}")
-        return None
-    if found is None:
-        return None
-    kept, hook.shape = found
-    hook.graph = bool(getattr(value, "requires_grad", False))
-    return kept
 
 
 def _copy(tensor: Tensor) -> tuple[Kept, str, np.dtype[Any]]:
@@ -375,22 +344,3 @@ def _copy(tensor: Tensor) -> tuple[Kept, str, np.dtype[Any]]:
     if tensor.device.type == "cpu":
         return tensor.numpy().tobytes(), dtype, raw
     return tensor.clone(), dtype, raw  # brought home by the sender's thread: waiting for the device is not the agent's
-
-
-def dispatch_ns() -> int:
-    """What torch itself spends on calling one empty forward hook here, in ns: median of 9 rounds of 50 calls."""
-    import torch
-
-    bare, hooked = torch.nn.Identity(), torch.nn.Identity()
-    hooked.register_forward_hook(lambda module, args, output: None)
-    value = torch.zeros(1)
-    costs = []
-    for _ in range(9):
-        spans = []
-        for module in (bare, hooked):
-            began = perf_counter_ns()
-            for _ in range(50):
-                module(value)
-            spans.append(perf_counter_ns() - began)
-        costs.append((spans[1] - spans[0]) // 50)
-    return max(0, sorted(costs)[4])

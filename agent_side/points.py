@@ -2,7 +2,7 @@
 
 A tap point is a module's path in `model.named_modules()` and what is read there: `mlp.3:out` is what the module
 returns, `mlp.3:in` its first argument; the model itself is `:out` and `:in`. A path alone means `:out`, and `*`, `?`
-and `[…]` match as in a shell.
+and `[…]` in it match as in a shell. Parts are named after that, `lstm:out[1][0]` and `conv:out:mean`: see `parts`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final, Literal
 
+from interlatent_live.agent_side.parts import WHOLE, Part, misnamed, parse, part_of
 from interlatent_live.stream.errors import TapError, UnknownTapPoint
 
 if TYPE_CHECKING:
@@ -37,7 +38,9 @@ class Point:
 
     name: str
     side: Side
-    module: nn.Module
+    module: nn.Module | None
+    """None: arrays of that name are handed over."""
+    part: Part = WHOLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,21 +109,27 @@ def resolve(model: nn.Module, names: str | Iterable[str]) -> tuple[Point, ...]:
     modules = _modules(model)
     found: dict[str, Point] = {}
     for name in (names,) if isinstance(names, str) else names:
-        path, side = _split(name)
+        path, side, part = _split(name)
         matched = [path] if path in modules else _matching(path, modules)
         if not matched:
-            raise UnknownTapPoint(_unknown(name, path, side, list(modules)))
+            shared = _modules(model, again=True)
+            if path not in shared:
+                raise UnknownTapPoint(_unknown(name, path, side, list(modules)))
+            modules, matched = shared, [path]  # a module that stands at several paths
+        ending = name[name.index(":") + 1 :] if ":" in name and part != WHOLE else side
+        ending = ending if ending.startswith(side) else f"{side}:{ending}"
         for one in matched:
-            found[f"{one}:{side}"] = Point(f"{one}:{side}", side, modules[one])
+            found[f"{one}:{ending}"] = Point(f"{one}:{ending}", side, modules[one], part_of(modules[one], side, part))
     if not found:
         raise TapError("no tap point is named; leave `points` out for the last hidden layer, or see il.points(model) for all")
     return tuple(found.values())
 
 
-def _modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Path to module, the user's own paths: without the level that torch.compile adds."""
+def _modules(model: nn.Module, *, again: bool = False) -> dict[str, nn.Module]:
+    """Path to module, the user's own paths: without the level that torch.compile adds. `again`: modules that stand at
+    several paths are listed at each."""
     found: dict[str, nn.Module] = {}
-    for path, module in model.named_modules():
+    for path, module in model.named_modules(remove_duplicate=not again):
         if f"{path}.".endswith(_COMPILED):
             found.pop(path.removesuffix(_COMPILED[:-1]).removesuffix("."), None)  # the wrapper gives way to what it wraps
         found[f"{path}.".replace(_COMPILED, "").removesuffix(".")] = module
@@ -141,15 +150,15 @@ def _matching(pattern: str, paths: Iterable[str]) -> list[str]:
     return [p for p in paths if p and fnmatchcase(p, pattern)] if any(c in pattern for c in "*?[") else []
 
 
-def _split(name: str) -> tuple[str, Side]:
-    path, colon, side = name.rpartition(":")
+def _split(name: str) -> tuple[str, Side, Part]:
+    path, colon, rest = name.partition(":")
     if not colon:
-        return name, "out"
-    if side == "out":
-        return path, "out"
-    if side == "in":
-        return path, "in"
-    raise UnknownTapPoint(f"tap point {name!r} ends in {side!r}; ':in' (what goes in) and ':out' (what comes out) exist")
+        return name, "out", WHOLE
+    parsed = parse(rest)
+    if parsed is None or not rest:
+        raise misnamed(name, rest)
+    side, part = parsed
+    return path, "in" if side == "in" else "out", part
 
 
 def _unknown(name: str, path: str, side: str, paths: Sequence[str]) -> str:

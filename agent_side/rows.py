@@ -51,6 +51,7 @@ Row: TypeAlias = tuple[
     Any,  # step in which that episode began, likewise
     int,  # forward_age
     int,  # policy_version
+    "int | None",  # the time by the caller's own clock, ns; None: it gave none
     "Array | None",  # (num_envs,) bool: which environments have a frame; None: all
 ]
 """One step of all environments, as it waits in the queue."""
@@ -99,6 +100,7 @@ class Stacker:
         """Elements of an observation; -1: none seen."""
         self._action = manifest.action
         self._known: tuple[Any, ...] = ()
+        self._own_clock = False
 
     def batches(self, rows: Sequence[Row]) -> Iterator[FrameBatch]:
         """Batches of consecutive frames, all under one manifest; rows that the queue dropped before or between are
@@ -131,7 +133,7 @@ class Stacker:
         assert manifest is not None
         n, envs = len(rows), self._capture.num_envs
         (_, steps, clocks, kept, observed, observed_dtypes, acted, acted_dtypes, rewards, terminated, truncated, functions, handed,
-         episodes, begins, ages, versions, valid) = zip(*rows, strict=True)  # fmt: skip
+         episodes, begins, ages, versions, stamps, valid) = zip(*rows, strict=True)  # fmt: skip
         select: Array | None = None
         if not _all_none(valid):
             select = np.concatenate([np.ones(envs, bool) if mask is None else mask for mask in valid])
@@ -141,7 +143,7 @@ class Stacker:
             "step": pick.steps(step),
             "env": pick.environments(),
             "episode": pick.each(episodes, np.int32),
-            "monotonic_ns": pick.steps(clock),
+            "monotonic_ns": pick.steps(clock if _all_none(stamps) else _stamped(clock, stamps)),
             "wall_ns": pick.steps(clock + (time.time_ns() - time.monotonic_ns())),
             "policy_version": pick.steps(np.array(versions, np.int32)),
             "forward_age": pick.steps(np.array(ages, np.int32)),
@@ -169,7 +171,10 @@ class Stacker:
     def _activations(self, kept: Sequence[tuple[Kept | None, ...]], pick: _Pick) -> tuple[dict[str, Array], dict[str, Array]]:
         activations: dict[str, Array] = {}
         present: dict[str, Array] = {}
-        for i, (layout, items) in enumerate(zip(self._layouts, zip(*kept, strict=True), strict=True)):
+        points = len(self._layouts)  # arrays may have added some since the first row
+        alike = all(len(row) == points for row in kept)
+        columns = zip(*(kept if alike else [(*row, *[None] * (points - len(row))) for row in kept]), strict=True)
+        for i, (layout, items) in enumerate(zip(self._layouts, columns, strict=True)):
             if layout is None:
                 continue
             good: Sequence[Kept] = [item for item in items if item is not None]
@@ -235,6 +240,12 @@ class Stacker:
         """Extend the manifest by what these rows show for the first time."""
         self._layouts: tuple[Layout | None, ...] = tuple(self._capture.layouts)
         envs = self._capture.num_envs
+        if not self._own_clock:
+            ahead = next((row[17] - row[2] for row in rows if row[17] is not None), None)
+            if ahead is not None:  # the caller's clock is none of this host's, so nobody may compare the two
+                self._own_clock = True
+                started = max(0, self._base.started_monotonic_ns + ahead)
+                self._base, self.stacked = replace(self._base, host_boot="", started_monotonic_ns=started), None
         if self._observation < 0:
             item, dtype = next(((row[4], row[5]) for row in rows if row[4] is not None), (None, None))
             if item is not None:
@@ -296,6 +307,10 @@ class _Pick:
             except (TypeError, ValueError):  # tensors, or arrays of one element beside numbers
                 return self.rows(np.array([float(_numbers(item).reshape(-1)[0]) for item in items]).astype(dtype))
         return self.rows(np.concatenate([np.broadcast_to(_numbers(item), (self.envs,)) for item in items]).astype(dtype))
+
+
+def _stamped(clock: Array, stamps: Sequence[int | None]) -> Array:
+    return np.array([at if stamp is None else stamp for at, stamp in zip(clock, stamps, strict=True)], np.int64)
 
 
 def _all_none(items: Sequence[Any]) -> bool:

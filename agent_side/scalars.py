@@ -22,8 +22,8 @@ _MESSAGE_VALUES: Final = 50_000
 """Values in a message at most, so that its header stays below the wire's bound."""
 _NAME_LENGTH: Final = 200
 
-_Row = tuple[int, int, int, int, dict[str, Any]]
-"""Number, step, monotonic ns, policy version, values."""
+_Row = tuple[int, int, int, int, dict[str, Any], int]
+"""Number, step, monotonic ns, policy version, values, what the caller's clock is ahead of that in ns."""
 
 
 class ScalarLog:
@@ -37,11 +37,11 @@ class ScalarLog:
         self.dropped = 0
         """Rows that the queue pushed out."""
 
-    def add(self, step: int, policy_version: int, values: Mapping[str, Any]) -> None:
-        """Queue a row. Never waits."""
+    def add(self, step: int, policy_version: int, values: Mapping[str, Any], ahead_ns: int = 0) -> None:
+        """Queue a row. `ahead_ns`: what the clock of the frames is ahead of CLOCK_MONOTONIC. Never waits."""
         copied = {name: value if isinstance(value, float) else _copy(value) for name, value in values.items()}
         self.dropped += len(self._queue) == _QUEUE_ROWS
-        self._queue.append((self.rows, step, monotonic_ns(), policy_version, copied))
+        self._queue.append((self.rows, step, monotonic_ns(), policy_version, copied, ahead_ns))
         self.rows += 1
 
     def drain(self) -> Iterator[Scalars]:
@@ -65,7 +65,7 @@ class ScalarLog:
             yield self._message(rows, names, values)
 
     def _message(self, rows: list[_Row], names: tuple[str, ...], values: list[tuple[float, ...]]) -> Scalars:
-        numbers, steps, clocks, versions, _ = zip(*rows, strict=True)
+        numbers, steps, clocks, versions, _, ahead = zip(*rows, strict=True)
         to_wall = time_ns() - monotonic_ns()
         return Scalars(
             self._run,
@@ -73,7 +73,7 @@ class ScalarLog:
             numbers[0],
             names,
             step=steps,
-            monotonic_ns=clocks,
+            monotonic_ns=tuple(max(0, clock + by) for clock, by in zip(clocks, ahead, strict=True)),
             wall_ns=tuple(clock + to_wall for clock in clocks),
             policy_version=versions,
             values=tuple(values),

@@ -33,6 +33,7 @@ _SAMPLE: Final = 16
 _ROW_BYTES: Final = 512
 """What a row costs beside its arrays, in bytes of memory."""
 _MAX_SAID: Final = 100
+_MAX_STAMP: Final = 1 << 62
 _SCALARS: Final = frozenset({type(None), bool, int, float, np.bool_, np.int64, np.int32, np.float64, np.float32})
 """Types that nobody can overwrite, so they wait in the queue as they are."""
 
@@ -42,6 +43,7 @@ class Sealer:
     left."""
 
     __slots__ = (  # those that every step touches come first
+        "_ahead_ns",
         "_autoreset_rows",
         "_batched",
         "_begin",
@@ -65,6 +67,9 @@ class Sealer:
         "_several",
         "_slots",
         "_step_failures",
+        "_stamp_failures",
+        "_stamp_ns",
+        "_stamps_back",
         "_steps",
         "policy_version",
         "run",
@@ -89,6 +94,11 @@ class Sealer:
         self._autoreset_rows = self._metric_failures = self._step_failures = 0
         self._said: set[str] = set()
         self._resize(capture.num_envs, capture.num_envs > 1)
+        self._stamp_failures = self._stamps_back = 0
+        self._stamp_ns = -1
+        """The last stamp; -1: the caller has no clock of its own."""
+        self._ahead_ns = 0
+        """What the caller's clock is ahead of this host's CLOCK_MONOTONIC, by the last stamp."""
         capture.on_layout = self._bound_queue
 
     def _resize(self, num_envs: int, batched: bool) -> None:
@@ -114,12 +124,20 @@ class Sealer:
         valid: npt.NDArray[np.bool_] | None = None,
     ) -> None:
         """Seal one row: what the hooks kept since the last call, with what is given. Never blocks and never raises.
+        activations: Mapping[str, Any] | None = None,
+        stamp_ns: int | None = None,
 
         `observation` is what was acted on, `next_observation` what came of it. With several environments everything has
         a leading dimension of num_envs, and `valid` (num_envs,) is False for autoreset rows, which are no frames.
         `metrics`: a number per name. `image`: (h, w, 3) uint8.
         """
         if not self._sealing:
+
+        `activations`: an array per tap point, for what no hook reads (an ONNX session, JAX, a C++ controller): float32,
+        float16 or bfloat16 as given, other numbers as float32; a dimension of 1 in front is one environment's.
+        `stamp_ns`: when this step was taken, whole ns of the robot's own monotonic clock (its CLOCK_MONOTONIC, ROS
+        steady time, a controller's counter: one that is never set, so not the wall clock); it becomes the frame's time.
+        One that lies before the last is kept, and counted.
             self._unsealed()
             return
         gate = self._gate
@@ -129,6 +147,8 @@ class Sealer:
         try:
             slots = self._slots
             kept = tuple(slots)
+            if activations is not None:
+                self._take(activations)
             if kept != self._nothing:
                 slots[:] = self._nothing
                 self._fired = step
@@ -158,11 +178,15 @@ class Sealer:
                     evaluated = self._evaluate(step, observation, action, outcome, counted)
                 queue = self._queue
                 seq = self._frames
+                clock = monotonic_ns()
+                stamp = None
+                if stamp_ns is not None or self._stamp_ns >= 0:
+                    stamp = self._stamped(stamp_ns, clock)
                 queue.append(
                     (
                         seq,
                         step,
-                        monotonic_ns(),
+                        clock,
                         kept,
                         observed,
                         observed_dtype,
@@ -179,6 +203,7 @@ class Sealer:
                         self.policy_version,
                         counted,
                     )
+                        stamp,
                 )
                 self._frames = seq + frames
                 if len(queue) > self._limit:

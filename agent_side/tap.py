@@ -228,7 +228,7 @@ class Tap(Sealer):
         if self not in _OPEN:
             return
         try:
-            self._scalars.add(self._steps, self.policy_version, values)
+            self._scalars.add(self._steps, self.policy_version, values, self._ahead_ns)
         except Exception as error:  # noqa: BLE001 - the agent goes on, whatever it was given
             self._step_failures += 1
             self._say(f"scalars were not kept: {type(error).__name__}: {error}")
@@ -325,7 +325,7 @@ class Tap(Sealer):
         costs = np.array(self._overheads, np.float64)
         if not len(costs):
             return {"median": math.nan, "p99": math.nan}
-        costs += self._dispatch_ns * len(self._capture.points)
+        costs += self._dispatch_ns * sum(point.module is not None for point in self._capture.points)
         median, p99 = np.percentile(costs, (50, 99)) / 1e3
         return {"median": float(median), "p99": float(p99)}
 
@@ -343,6 +343,8 @@ class Tap(Sealer):
             "hook_failures": self._capture.failures,
             "metric_failures": self._metric_failures,
             "step_failures": self._step_failures,
+            "stamp_failures": self._stamp_failures,
+            "stamps_back": self._stamps_back,
             "extra_forwards": self._capture.extra_forwards,
             "other_forwards": self._capture.other_forwards,
             "silent_points": len(self._capture.silent),
@@ -362,7 +364,7 @@ class Tap(Sealer):
         now = monotonic_ns()
         if self._sender is None:
             return
-        header = {"run": self.run, "boot": self.boot, "seq": seq, "step": step, "env": 0, "monotonic_ns": now}
+        header = {"run": self.run, "boot": self.boot, "seq": seq, "step": step, "env": 0, "monotonic_ns": max(0, now + self._ahead_ns)}
         self._sender.offer_picture(job(image, lambda: header | {"wall_ns": time.time_ns() - (monotonic_ns() - now)}))
 
     # on the sender's thread
