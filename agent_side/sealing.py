@@ -66,10 +66,10 @@ class Sealer:
         "_sealing",
         "_several",
         "_slots",
-        "_step_failures",
         "_stamp_failures",
         "_stamp_ns",
         "_stamps_back",
+        "_step_failures",
         "_steps",
         "policy_version",
         "run",
@@ -92,13 +92,13 @@ class Sealer:
         self._fired = -1
         self._overheads: deque[int] = deque(maxlen=1024)
         self._autoreset_rows = self._metric_failures = self._step_failures = 0
-        self._said: set[str] = set()
-        self._resize(capture.num_envs, capture.num_envs > 1)
         self._stamp_failures = self._stamps_back = 0
         self._stamp_ns = -1
         """The last stamp; -1: the caller has no clock of its own."""
         self._ahead_ns = 0
         """What the caller's clock is ahead of this host's CLOCK_MONOTONIC, by the last stamp."""
+        self._said: set[str] = set()
+        self._resize(capture.num_envs, capture.num_envs > 1)
         capture.on_layout = self._bound_queue
 
     def _resize(self, num_envs: int, batched: bool) -> None:
@@ -122,22 +122,22 @@ class Sealer:
         info: Mapping[str, Any] | None = None,
         image: Any = None,
         valid: npt.NDArray[np.bool_] | None = None,
-    ) -> None:
-        """Seal one row: what the hooks kept since the last call, with what is given. Never blocks and never raises.
         activations: Mapping[str, Any] | None = None,
         stamp_ns: int | None = None,
+    ) -> None:
+        """Seal one row: what the hooks kept since the last call, with what is given. Never blocks and never raises.
 
         `observation` is what was acted on, `next_observation` what came of it. With several environments everything has
         a leading dimension of num_envs, and `valid` (num_envs,) is False for autoreset rows, which are no frames.
         `metrics`: a number per name. `image`: (h, w, 3) uint8.
-        """
-        if not self._sealing:
 
         `activations`: an array per tap point, for what no hook reads (an ONNX session, JAX, a C++ controller): float32,
         float16 or bfloat16 as given, other numbers as float32; a dimension of 1 in front is one environment's.
         `stamp_ns`: when this step was taken, whole ns of the robot's own monotonic clock (its CLOCK_MONOTONIC, ROS
         steady time, a controller's counter: one that is never set, so not the wall clock); it becomes the frame's time.
         One that lies before the last is kept, and counted.
+        """
+        if not self._sealing:
             self._unsealed()
             return
         gate = self._gate
@@ -145,10 +145,10 @@ class Sealer:
         step = self._steps
         self._steps = step + 1
         try:
-            slots = self._slots
-            kept = tuple(slots)
             if activations is not None:
                 self._take(activations)
+            slots = self._slots
+            kept = tuple(slots)
             if kept != self._nothing:
                 slots[:] = self._nothing
                 self._fired = step
@@ -176,12 +176,12 @@ class Sealer:
                 if self._functions:
                     outcome = (reward, terminated, truncated, next_observation, info)
                     evaluated = self._evaluate(step, observation, action, outcome, counted)
-                queue = self._queue
-                seq = self._frames
                 clock = monotonic_ns()
                 stamp = None
                 if stamp_ns is not None or self._stamp_ns >= 0:
                     stamp = self._stamped(stamp_ns, clock)
+                queue = self._queue
+                seq = self._frames
                 queue.append(
                     (
                         seq,
@@ -201,9 +201,9 @@ class Sealer:
                         self._begins if several else self._begin,
                         age,
                         self.policy_version,
+                        stamp,
                         counted,
                     )
-                        stamp,
                 )
                 self._frames = seq + frames
                 if len(queue) > self._limit:
