@@ -26,7 +26,7 @@ from interlatent_live.stream.manifest import TapPointSpec
 from interlatent_live.stream.wire import MAX_FRAME_BYTES, MAX_MESSAGE_BYTES, MAX_NDIM
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
     from torch.utils.hooks import RemovableHandle

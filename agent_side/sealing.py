@@ -236,6 +236,33 @@ class Sealer:
         self._episodes = self._episodes + fresh.astype(np.int32)
         self._begins = np.where(fresh, self._steps, self._begins)
 
+    def _take(self, activations: Mapping[str, Any]) -> None:
+        try:
+            self._capture.take(activations)
+        except Exception as error:  # noqa: BLE001 - the agent goes on, whatever it was given
+            self._capture.failures += 1
+            self._say(f"activations were not kept, a mapping of name to array is: {type(error).__name__}: {error}")
+        if len(self._nothing) != len(self._slots):
+            self._nothing = (None,) * len(self._slots)
+
+    def _stamped(self, stamp_ns: Any, clock: int) -> int | None:
+        """The frame's time by the caller's clock; where this step has no stamp that can be used, what that clock should
+        show. None if it never showed anything."""
+        if stamp_ns is not None:
+            stamp = int(stamp_ns) if isinstance(stamp_ns, (int, np.integer)) and not isinstance(stamp_ns, bool) else -1
+            if 0 <= stamp < _MAX_STAMP:
+                if stamp < self._stamp_ns:
+                    self._stamps_back += 1
+                    self._say(f"stamp_ns went back by {self._stamp_ns - stamp} ns; kept, and counted: give a monotonic clock")
+                self._stamp_ns, self._ahead_ns = stamp, stamp - clock
+                return stamp
+            self._stamp_failures += 1
+            self._say(
+                f"stamp_ns is {str(stamp_ns)[:40]}, of type {type(stamp_ns).__name__}; whole nanoseconds from 0 to 2^62 are needed, such "
+                "as int(seconds * 1e9); the time since the last stamp is counted by this host's clock"
+            )
+        return clock + self._ahead_ns if self._stamp_ns >= 0 else None
+
     def _unsealed(self) -> None:
         """Called for a step that is not sealed."""
 
