@@ -22,10 +22,6 @@ from .stream.errors import InterlatentError, RecordingExists, StoreError
 
 __all__ = ["Demo"]
 
-MAX_RESTARTS = 5
-"""How often a service that dies is started again before the demo gives up."""
-
-
 @dataclass
 class Demo:
     """One demo. `run` blocks until the agent ends, `seconds` have passed since its first step, or `stop()`."""
@@ -67,7 +63,7 @@ class Demo:
                 child.start()
             while not stop.wait(0.05) and self.acting.code is None:
                 for service in services:
-                    self._revive(service)
+                    service.revive(self.say)
         finally:
             self._end()
         if self.acting.code != 0:
@@ -82,16 +78,6 @@ class Demo:
             self.say(f"{self.agent} is live at {url}")
             if self.open_browser:
                 webbrowser.open(url)
-
-    def _revive(self, service: Child) -> None:
-        if service.code is None or (service is self.analyzer and service.code == 0):
-            return
-        if service.restarts >= MAX_RESTARTS:
-            raise InterlatentError(
-                f"the {service.name} died {MAX_RESTARTS + 1} times, last with status {service.code}; its message stands above"
-            )
-        self.say(f"the {service.name} ended with status {service.code}; starting it again")
-        service.restart()
 
     def _end(self) -> None:
         self.viewer.terminate()

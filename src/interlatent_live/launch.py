@@ -17,9 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from .stream.errors import InterlatentError
+
 __all__ = ["Child", "Stop", "free_endpoint", "view_beside"]
 
 _PARENT = "INTERLATENT_LIVE_PARENT"
+REFUSALS = frozenset({1, 2})
+"""Statuses of a command that said no: an error of ours, or wrong arguments."""
+MAX_RESTARTS = 5
 GRACE_S = 1.5
 """How long a child may take to end after SIGTERM before it is killed; a demo is over within 2 s of Ctrl-C."""
 
@@ -121,8 +126,17 @@ class Child:
             code = self.wait(5.0)
         return -signal.SIGKILL if code is None else code
 
-    def restart(self) -> None:
-        """Start it again after it ended by itself."""
+    def revive(self, say: Callable[[str], None]) -> None:
+        """Start it again if it was killed or crashed. One that has done its work (status 0) is left alone.
+
+        Raises InterlatentError where starting it again is of no use: it refused with a message of ours, or has died too often.
+        """
+        code = self.code
+        if code is None or code == 0:
+            return
+        if code in REFUSALS or self.restarts >= MAX_RESTARTS:
+            raise InterlatentError(f"the {self.name} ended with status {code} after {self.restarts} restarts; its message stands above")
+        say(f"the {self.name} ended with status {code}; starting it again")
         self.restarts += 1
         self.start()
 

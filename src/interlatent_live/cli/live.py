@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
 from interlatent_live.stream.endpoint import DEFAULT_ENDPOINT
+from interlatent_live.stream.errors import InterlatentError
 
 from .application import DEFAULT_PORT, AsJson, app
 from .output import err, jsonable, plain, print_line, print_result
@@ -112,6 +114,11 @@ def analyze(
     ] = None,
     run_name: Annotated[str | None, typer.Option("--run", help="Analyse this run only; default: the first that appears.")] = None,
     seconds: Annotated[float | None, typer.Option(help="End after so many seconds from the first frame.")] = None,
+    neurons: Annotated[bool, typer.Option("--neurons", help="Take the neurons as features, whatever dictionary matches.")] = False,
+    allow_mismatch: Annotated[
+        bool, typer.Option("--allow-mismatch", help="Use --dictionary although it is of other weights; every row is marked.")
+    ] = False,
+    stay: Annotated[bool, typer.Option("--stay", help="Stay after the agent's farewell, for its next start.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run dictionaries and correlations over a stream or a recording, into a database.
@@ -124,10 +131,18 @@ def analyze(
     if (connect is None) == (recording is None):
         raise typer.BadParameter("give either --connect ENDPOINT or --recording FILE")
     stop = Stop()
+    chosen: dict[str, Any] = {
+        "dictionaries": dictionary or (),
+        "run": run_name,
+        "seconds": seconds,
+        "neurons_only": neurons,
+        "allow_mismatch": allow_mismatch,
+        "stop": stop,
+    }
     if recording is not None:
-        done = analyze_recording(recording, db, dictionaries=dictionary or (), run=run_name, stop=stop)
+        done = analyze_recording(recording, db, **chosen)
     else:
-        done = analyze_stream(connect or DEFAULT_ENDPOINT, db, dictionaries=dictionary or (), run=run_name, seconds=seconds, stop=stop)
+        done = analyze_stream(connect or DEFAULT_ENDPOINT, db, leave_on_bye=not stay, **chosen)
     print_result({"db": str(db), **done}, as_json)
 
 
@@ -143,20 +158,10 @@ def view(
 
     Example: `interlatent-live view --db r.db --port 5580`
     """
-    from interlatent_live.launch import Child, Stop
-    from interlatent_live.viewer.app import serve
-
-    stop = Stop()
-    analyzer = Child("analyzer", ["analyze", "--connect", connect, "--db", str(db), "--json"]).start() if connect else None
-
     def ready(url: str) -> None:
         print_line({"url": url}, as_json, f"the page is at {url}")
 
-    try:
-        serve(db, port=port, open_browser=open_page, stop=stop, on_ready=ready)
-    finally:
-        if analyzer is not None:
-            analyzer.end()
+    _serve(db, port, open_page, ready, ["--connect", connect, "--stay"] if connect else None)
 
 
 @app.command()
@@ -172,24 +177,45 @@ def watch(
 
     Example: `interlatent-live watch run.mcap`
     """
-    from interlatent_live.launch import Child, Stop, run_directory
+    from interlatent_live.launch import run_directory
+
+    live = "://" in source
+    if not live and not Path(source).is_file():
+        raise typer.BadParameter(f"{source} is neither an endpoint (tcp://host:port) nor a file")
+    goes_to = db or run_directory("watch") / "run.db"
+
+    def ready(url: str) -> None:
+        print_line({"url": url, "db": str(goes_to)}, as_json, f"the page is at {url}; the analysis goes to {goes_to}")
+
+    door = ["--connect", source, "--stay"] if live else ["--recording", source]
+    _serve(goes_to, port, open_page, ready, [*door, *(["--run", run_name] if run_name else [])])
+
+
+def _serve(db: Path, port: int, open_page: bool, ready: Callable[[str], None], analyze: list[str] | None) -> None:
+    """The page of `db`, with an analyzer beside it that is started again if it dies; both end with this process."""
+    from interlatent_live.launch import Child, Stop
     from interlatent_live.viewer.app import serve
 
     stop = Stop()
-    live = "://" in source
-    if not live and not Path(source).exists():
-        raise typer.BadParameter(f"{source} is neither an endpoint (tcp://host:port) nor a file")
-    db = db or run_directory("watch") / "run.db"
-    only = ["--run", run_name] if run_name else []
-    analyzer = Child("analyzer", ["analyze", "--connect" if live else "--recording", source, "--db", str(db), "--json", *only]).start()
+    analyzer = Child("analyzer", ["analyze", "--db", str(db), "--json", *analyze]).start() if analyze else None
 
-    def ready(url: str) -> None:
-        print_line({"url": url, "db": str(db)}, as_json, f"the page is at {url}; the analysis goes to {db}")
+    failed: list[InterlatentError] = []
+
+    def stopped() -> bool:
+        try:
+            if analyzer is not None and not stop():
+                analyzer.revive(lambda line: err.print(plain(line), soft_wrap=True))
+        except InterlatentError as error:  # asked by the server's loop, which would swallow it
+            failed.append(error)
+        return bool(failed) or stop()
 
     try:
-        serve(db, port=port, open_browser=open_page, stop=stop, on_ready=ready)
+        serve(db, port=port, open_browser=open_page, stop=stopped, on_ready=ready)
     finally:
-        analyzer.end()
+        if analyzer is not None:
+            analyzer.end()
+    if failed:
+        raise failed[0]
 
 
 @app.command()
