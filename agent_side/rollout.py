@@ -113,7 +113,7 @@ def run(
         policy = agent.make_policy() if tap is None else tap.model
     env: Any = agent.make_env(render=render)
     if tap is not None:
-        env = watch(env, tap)
+        env = watch(env, tap, agent.read)
     limit = math.inf if episodes is None else episodes
     options = None if agent.reset_options is None else dict(agent.reset_options)
     returns: list[float] = []

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic_ns, perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final
 
@@ -57,6 +57,7 @@ class Sealer:
         "_gate",
         "_limit",
         "_metric_failures",
+        "_named",
         "_nothing",
         "_observation_dtype",
         "_overheads",
@@ -84,6 +85,7 @@ class Sealer:
         self._slots, self._gate = capture.slots, capture.gate
         self._nothing = tuple(capture.slots)
         self._functions = tuple(metric for metric in metrics if callable(metric.source))
+        self._named = bool(metrics)
         self._queue: deque[Row] = deque()
         self._queue_bytes = queue_bytes
         self._sealing = False
@@ -236,6 +238,18 @@ class Sealer:
         self._episodes = self._episodes + fresh.astype(np.int32)
         self._begins = np.where(fresh, self._steps, self._begins)
 
+    def read(self, reader: Callable[[Any], Mapping[str, Any]], env: Any) -> Mapping[str, Any] | None:
+        """What `reader` finds in `env`: metrics to be handed to `step`. Never raises: a failure is counted and gives
+        None. Its time is not part of the overhead, as that of pictures is not."""
+        if not self._sealing:
+            return None
+        try:
+            return reader(env)
+        except Exception as error:  # noqa: BLE001 - the user's function; the agent goes on
+            self._metric_failures += 1
+            self._say(f"the reader of the environment failed: {type(error).__name__}: {error}")
+            return None
+
     def _take(self, activations: Mapping[str, Any]) -> None:
         try:
             self._capture.take(activations)
@@ -303,7 +317,8 @@ class Sealer:
         size = observation.size if isinstance(observation, np.ndarray) else 0
         if size > MAX_OBSERVATION * self._capture.num_envs:
             shape = observation.shape
-            self._say(f"observations of shape {shape} are not kept; vectors of up to {MAX_OBSERVATION} elements are: give metrics")
+            if not self._named:  # who gives metrics knows what to look at
+                self._say(f"observations of shape {shape} are not kept; vectors of up to {MAX_OBSERVATION} elements are: give metrics")
             return None, None
         observed, dtype = hand_over(observation)
         if observed is None:

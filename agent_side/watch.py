@@ -7,8 +7,9 @@ alternative is to call `Tap.step` yourself.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import gymnasium
 import numpy as np
@@ -22,15 +23,25 @@ if TYPE_CHECKING:
 
     from interlatent_live.agent_side.tap import Tap
 
-__all__ = ["WatchedEnv", "WatchedVectorEnv", "watch"]
+__all__ = ["Read", "WatchedEnv", "WatchedVectorEnv", "watch"]
 
-def watch(env: Any, tap: Tap) -> Any:
+Read: TypeAlias = Callable[[Any], Mapping[str, Any]]
+"""What an environment shows beside its observation, such as a game's memory: from the environment, before it moves, to
+a number (of vector environments: a new array of (num_envs,) numbers) per name."""
+
+
+def watch(env: Any, tap: Tap, read: Read | None = None) -> Any:
     """`env` with a tap that is told of every step: a `gymnasium.Wrapper`, or a `VectorWrapper` for vector
-    environments."""
+    environments.
+
+    `read` is called with `env` before every step, on this thread, and gives the metrics that the tap was given without
+    a source: `Tap(…, metrics=[Metric("fuel", unit="kg")])`, `watch(env, tap, read=lambda env: {"fuel": env.fuel})`.
+    They describe what was acted on. A reader that fails is counted, and the step is kept without.
+    """
     if isinstance(env, VectorEnv):
-        return WatchedVectorEnv(env, tap)
+        return WatchedVectorEnv(env, tap, read)
     if isinstance(env, gymnasium.Env):
-        return WatchedEnv(env, tap)
+        return WatchedEnv(env, tap, read)
     raise TapError(
         f"{type(env).__name__} is neither a gymnasium.Env nor a gymnasium.vector.VectorEnv; call tap.step(…) in your own loop"
     )
@@ -39,9 +50,9 @@ def watch(env: Any, tap: Tap) -> Any:
 class WatchedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
     """One environment, watched."""
 
-    def __init__(self, env: gymnasium.Env[Any, Any], tap: Tap) -> None:
+    def __init__(self, env: gymnasium.Env[Any, Any], tap: Tap, read: Read | None = None) -> None:
         super().__init__(env)
-        self._tap = tap
+        self._tap, self._read = tap, read
         self._observation: Any = None
         self._renders = env.render_mode == "rgb_array"
         tap.describe(
@@ -61,6 +72,7 @@ class WatchedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Step; the row describes the observation that `action` answers."""
         image = _render(self.env, self._tap) if self._renders else None
+        shown = None if self._read is None else self._tap.read(self._read, self.env)
         following, reward, terminated, truncated, info = self.env.step(action)
         self._tap.step(
             observation=self._observation,
@@ -68,6 +80,7 @@ class WatchedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
             reward=reward,
             terminated=terminated,
             truncated=truncated,
+            metrics=shown,
             next_observation=following,
             info=info,
             image=image,
@@ -85,9 +98,9 @@ class WatchedVectorEnv(VectorWrapper[Any, Any, Any, Any, Any]):
     `info["final_obs"]`. DISABLED: the user resets with `options={"reset_mask": …}`.
     """
 
-    def __init__(self, env: VectorEnv[Any, Any, Any], tap: Tap) -> None:
+    def __init__(self, env: VectorEnv[Any, Any, Any], tap: Tap, read: Read | None = None) -> None:
         super().__init__(env)
-        self._tap = tap
+        self._tap, self._read = tap, read
         self._observation: Any = None
         self._renders = env.render_mode == "rgb_array"
         self._resets = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
@@ -113,6 +126,7 @@ class WatchedVectorEnv(VectorWrapper[Any, Any, Any, Any, Any]):
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Step all; rows describe the observations that `actions` answer."""
         image = _render(self.env, self._tap) if self._renders else None
+        shown = None if self._read is None else self._tap.read(self._read, self.env)
         following, reward, terminated, truncated, info = self.env.step(actions)
         led_to = following
         if self._resets is AutoresetMode.SAME_STEP:
@@ -123,6 +137,7 @@ class WatchedVectorEnv(VectorWrapper[Any, Any, Any, Any, Any]):
             reward=reward,
             terminated=terminated,
             truncated=truncated,
+            metrics=shown,
             next_observation=led_to,
             info=info,
             image=image,

@@ -127,6 +127,7 @@ def test_a_tapped_run_records_every_step_as_the_policy_saw_it(tmp_path: Path) ->
     same_episode = column("episode")[1:] == column("episode")[:-1]
     np.testing.assert_allclose(metrics[:-1, 4][same_episode], change[same_episode], rtol=1e-5)
     policy = CARTPOLE.make_policy()
+    assert isinstance(policy, torch.nn.Sequential)
     with torch.inference_mode():
         expected = policy[:4](torch.from_numpy(observation)).numpy()
     found = np.concatenate([batch.activations["3:out"] for batch in batches])

@@ -267,3 +267,77 @@ def test_pictures_of_other_shapes(tmp_path: Path, image: Any) -> None:
     with Tap(None, run="test", endpoint="", record=tmp_path / "run.mcap") as tap:
         tap.step(reward=0.0, image=image)
     assert len(Recorded(tmp_path / "run.mcap").pictures) == 1
+
+
+def test_a_reader_sees_the_environment_before_it_moves(tmp_path: Path) -> None:
+    model = policy()
+    metrics = [Metric("number", 1), Metric("shown", unit="steps")]
+    tap = make_tap(tmp_path, model, metrics=metrics)
+    env = watch(Numbered(), tap, read=lambda inner: {"shown": inner.unwrapped._state[1]})
+    with tap, torch.inference_mode():
+        for _ in range(2):
+            observation, _ = env.reset()
+            over = False
+            while not over:
+                model(torch.from_numpy(observation)[None])
+                observation, _, over, _, _ = env.step(0)
+    recorded = Recorded(tmp_path / "run.mcap")
+    spec = recorded.manifest.metrics[1]
+    assert (spec.name, spec.unit, spec.scope) == ("shown", "steps", "observation")
+    values = recorded.column("metrics")
+    assert values[:, 0].tolist() == [*range(LENGTH)] * 2
+    np.testing.assert_array_equal(values[:, 0], values[:, 1])
+
+
+def test_a_reader_that_fails_is_counted_and_the_agent_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = policy()
+    tap = make_tap(tmp_path, model, metrics=[Metric("shown")])
+    env = watch(Numbered(), tap, read=lambda inner: {"shown": inner.unwrapped.nothing})
+    env.reset()
+    with tap:
+        for _ in range(3):
+            env.step(0)
+    assert tap.status()["metric_failures"] == 3
+    assert [record.message for record in caplog.records if "reader" in record.message] == [
+        "run test: the reader of the environment failed: AttributeError: 'Numbered' object has no attribute 'nothing'"
+    ]
+    assert np.isnan(Recorded(tmp_path / "run.mcap").column("metrics")).all()
+
+
+def test_a_vector_environment_is_read_as_a_whole(tmp_path: Path) -> None:
+    model = policy()
+    tap = make_tap(tmp_path, model, metrics=[Metric("number", 1), Metric("shown")])
+    vector = SyncVectorEnv([Numbered, partial(Numbered, length=3)])
+    env = watch(vector, tap, read=lambda inner: {"shown": np.array([one.unwrapped._state[1] for one in inner.envs])})
+    env.reset()
+    with tap:
+        for _ in range(4):
+            env.step(np.zeros(2, np.int64))
+    values = Recorded(tmp_path / "run.mcap").column("metrics")
+    assert len(values) == 7
+    np.testing.assert_array_equal(values[:, 0], values[:, 1])
+
+
+def test_pictures_as_observations_are_left_out_and_nothing_is_said_where_metrics_are_given(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Pixels(gymnasium.ObservationWrapper[np.ndarray[Any, Any], np.int64, np.ndarray[Any, Any]]):
+        def __init__(self) -> None:
+            super().__init__(Numbered())
+            self.observation_space = gymnasium.spaces.Box(0, 255, (4, 84, 84), np.uint8)
+
+        def observation(self, observation: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+            return np.full((4, 84, 84), observation[1], np.uint8)
+
+    model = policy()
+    tap = make_tap(tmp_path, model, metrics=[Metric("first", lambda t: float(t.observation[0, 0, 0]))])
+    env = watch(Pixels(), tap)
+    env.reset()
+    with tap:
+        for _ in range(4):
+            env.step(0)
+    recorded = Recorded(tmp_path / "run.mcap")
+    assert recorded.column("metrics")[:, 0].tolist() == [0, 1, 2, 3]
+    assert recorded.manifest.observation_shape == ()
+    assert all("observation" not in batch.columns for batch in recorded.batches)
+    assert not caplog.records

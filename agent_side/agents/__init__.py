@@ -8,12 +8,16 @@ from types import MappingProxyType
 
 from interlatent_live.agent_side.agents.cartpole import CARTPOLE
 from interlatent_live.agent_side.agents.humanoid import HUMANOID
+from interlatent_live.agent_side.agents.lunarlander import LUNARLANDER
+from interlatent_live.agent_side.agents.mspacman import MSPACMAN
 from interlatent_live.agent_side.agents.reference import ReferenceAgent
 from interlatent_live.stream.errors import AgentError
 
 __all__ = ["AGENTS", "ReferenceAgent", "agent_named"]
 
-AGENTS: Mapping[str, ReferenceAgent] = MappingProxyType({agent.name: agent for agent in (CARTPOLE, HUMANOID)})
+AGENTS: Mapping[str, ReferenceAgent] = MappingProxyType(
+    {agent.name: agent for agent in (CARTPOLE, HUMANOID, LUNARLANDER, MSPACMAN)}
+)
 """By name."""
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from interlatent_live.agent_side.metrics import Metric
@@ -16,11 +17,10 @@ from interlatent_live.stream.errors import AgentError
 
 if TYPE_CHECKING:
     import gymnasium
-    import numpy as np
     import numpy.typing as npt
-    from torch import nn
+    from torch import Tensor, nn
 
-__all__ = ["MakeEnv", "ReferenceAgent", "require"]
+__all__ = ["MakeEnv", "ReferenceAgent", "load_weights", "require"]
 
 
 class MakeEnv(Protocol):
@@ -44,21 +44,24 @@ class ReferenceAgent:
     step_period_s: float
     """Time that one step stands for, in seconds."""
     make_env: MakeEnv
-    make_policy: Callable[[], nn.Sequential]
+    make_policy: Callable[[], nn.Module]
     """The policy alone, in float32 and evaluation mode; the tap hooks this module."""
-    act: Callable[[nn.Module, npt.NDArray[np.float32]], Any]
-    """(policy, one observation) to the greedy action that the environment's `step` takes; one forward pass."""
+    act: Callable[[nn.Module, npt.NDArray[Any]], Any]
+    """(policy, one observation) to the action that the environment's `step` takes: the greedy one unless the agent says
+    otherwise, and always the same for the same observation; one forward pass."""
     tap_points: tuple[str, ...]
     """Names within the module of `make_policy`."""
     metrics: tuple[Metric, ...]
     observation_names: tuple[str, ...]
-    """Of the components of the observation as the environment gives it, in order."""
+    """Of the components of the observation as the environment gives it, in order; () where it is a picture."""
     action_names: tuple[str, ...]
     """Of the choices (discrete) or the components (continuous)."""
     dictionary: str
-    """Name of the shipped dictionary for this policy."""
+    """Name of the dictionary for this policy; it need not have been shipped."""
     reset_options: Mapping[str, Any] | None = None
     """Given to every `reset` of the environment."""
+    read: Callable[[Any], Mapping[str, float]] | None = None
+    """(environment, about to move) to the metrics that have no source, by name; see `watch`."""
 
 
 def require(agent: str, *modules: str) -> None:
@@ -71,3 +74,25 @@ def require(agent: str, *modules: str) -> None:
                 f"the reference agent {agent!r} needs the package {module.partition('.')[0]!r}, which cannot be "
                 f"imported ({error}); install it with: pip install 'interlatent-live[agents]'"
             ) from error
+
+
+def load_weights(agent: str, path: Path, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint that ships with the package, those that `like` names, in float32.
+
+    AgentError where the file is damaged or a tensor is missing or of another shape.
+    """
+    require(agent, "safetensors.torch")
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    remedy = f"reinstall, or train it anew with: python -m interlatent_live.agent_side.agents.train_{agent}"
+    try:
+        found = load_file(path)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise AgentError(f"the checkpoint {path} cannot be loaded ({error}); {remedy}") from error
+    shapes = {name: tuple(found[name].shape) if name in found else None for name in like}
+    wanted = {name: tuple(tensor.shape) for name, tensor in like.items()}
+    if shapes != wanted:
+        wrong = next(name for name in wanted if shapes[name] != wanted[name])
+        raise AgentError(f"the checkpoint {path} has {wrong!r} of shape {shapes[wrong]}, not {wanted[wrong]}; {remedy}")
+    return {name: found[name].float() for name in like}
