@@ -148,7 +148,7 @@ class StoreBuilder:
             "step": step.astype("<i8"), "env": env.astype("<i4"), "episode": episode, "episode_step": episode_step,
             "monotonic_ns": self.start_ns + t_ns, "wall_ns": self.start_wall_ns + t_ns,
             "policy_version": np.zeros(n, "<i4"), "forward_age": np.zeros(n, "<i4"), "metrics": metrics,
-            "action": (state[:, 2] > 0).astype(np.float32)[:, None], "reward": np.ones(n),
+            "action": (state[:, 0] > 0).astype(np.float32)[:, None], "reward": np.ones(n),
         }  # fmt: skip
         batch = self.store.new_id("batches")
         writes.insert(
@@ -270,7 +270,7 @@ def picture(state: npt.NDArray[np.float64]) -> bytes:
     """A cart with its pole, as JPEG."""
     image = Image.new("RGB", (300, 200), "white")
     draw = ImageDraw.Draw(image)
-    x, angle = 150 + 70 * float(state[0]), 0.25 * float(state[2])
+    x, angle = 150 + 70 * float(state[0]), 0.25 * float(state[-1])
     draw.line((0, 150, 300, 150), fill="black")
     draw.rectangle((x - 22, 138, x + 22, 160), fill="black")
     draw.line((x, 140, x + 80 * math.sin(angle), 140 - 80 * math.cos(angle)), fill=(202, 152, 101), width=8)

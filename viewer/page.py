@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 from bokeh.document import Document
-from bokeh.models import ColumnDataSource, CustomJS
+from bokeh.models import ColumnDataSource, CustomJS, FixedTicker
 from jinja2 import Environment
 
 from interlatent_live.viewer import panels
@@ -45,6 +45,10 @@ def _nice(value: float) -> float:
     """The next round number at or above a positive value: ranges then widen in few steps."""
     power = 10.0 ** math.floor(math.log10(value))
     return next(m * power for m in (1, 1.5, 2, 3, 4, 5, 6, 8, 10) if m * power >= value * (1 - 1e-9))
+
+
+def _percent(share: float) -> str:
+    return "<\u202f1\u202f%" if 0 < share < 0.005 else f"{100 * share:.0f}\u202f%"
 
 
 class Page:
@@ -215,11 +219,14 @@ class Page:
         for axis in (self.panels.raster.yaxis[0], self.panels.heatmap.yaxis[0]):
             if axis.major_label_overrides != named:
                 axis.major_label_overrides = named
+        for figure in (self.panels.raster, self.panels.heatmap):  # no room for rows that no feature needs
+            figure.y_range.start = ROWS - max(len(rows), 8)
+        self.panels.rows.update(ticker=FixedTicker(ticks=list(range(ROWS - max(len(rows), 8), ROWS + 1))))
         self.sources.labels.data = {"row": rows, "metric": rows}
 
     def _slow(self) -> None:
         feed, p = self.feed, self.panels
-        shares = [f"{100 * feed.duty.get(f, 0):.0f}\u202f%" for f in feed.rows]
+        shares = [_percent(feed.duty.get(f, 0)) for f in feed.rows]
         duty: dict[Any, Any] = {ROWS - i - 0.5: (shares[i] if i < len(shares) else "") for i in range(ROWS)}
         if p.duty.major_label_overrides != duty:
             p.duty.major_label_overrides = duty

@@ -69,6 +69,8 @@ class Panels:
     episodes: Any
     x: Range1d
     duty: LinearAxis
+    rows: Grid
+    """Lines between the rows; those beyond the y range would be drawn as well."""
     bands: list[tuple[Range1d, Range1d]]
     """For each pair the ranges of its feature and its metric."""
     metric_axis: LinearAxis
@@ -86,11 +88,11 @@ def build(sources: Sources, rows: int, metrics: int, strips: int) -> Panels:
     """All figures. `rows` and `metrics`: places in the raster and the heatmap; `strips`: pairs of lines."""
     roles: list[tuple[Any, str, str]] = []
     x = Range1d(start=0, end=30)
-    raster, duty = _raster(sources, x, rows, roles)
+    raster, duty, grid = _raster(sources, x, rows, roles)
     lines, bands, right = _strips(sources, x, strips, roles)
     quality, card = _quality(sources, roles)
     return Panels(
-        raster, lines, _heatmap(sources, rows, metrics, roles), quality, _episodes(sources, roles), x, duty, bands, right,
+        raster, lines, _heatmap(sources, rows, metrics, roles), quality, _episodes(sources, roles), x, duty, grid, bands, right,
         card, roles,
     )  # fmt: skip
 
@@ -115,7 +117,7 @@ def _boundaries(made: Any, sources: Sources, roles: list[tuple[Any, str, str]]) 
     roles.append((glyph, "line_color", "boundary"))
 
 
-def _raster(sources: Sources, x: Range1d, rows: int, roles: list[tuple[Any, str, str]]) -> tuple[Any, LinearAxis]:
+def _raster(sources: Sources, x: Range1d, rows: int, roles: list[tuple[Any, str, str]]) -> tuple[Any, LinearAxis, Grid]:
     made = _figure("raster", x_range=x, y_range=Range1d(start=0, end=rows), height=400)
     mapper = LinearColorMapper(palette=GLYPHS["light"]["ramp"], low=0, high=255)
     roles.append((mapper, "palette", "ramp"))
@@ -147,7 +149,7 @@ def _raster(sources: Sources, x: Range1d, rows: int, roles: list[tuple[Any, str,
         tooltips=[("feature", "$y{custom}"), ("frame time", "$x{custom}"), ("activity", "@image{custom}")],
         formatters={"$y": name, "$x": when, "@image": level}, attachment="horizontal",
     ))  # fmt: skip
-    return made, duty
+    return made, duty, lines
 
 
 def _strips(
@@ -164,7 +166,7 @@ def _strips(
         left = made.subplot(x_source=x, x_target=x, y_source=value, y_target=place)
         right = made.subplot(x_source=x, x_target=x, y_source=metric, y_target=place)
         area = left.varea_step(x="t", y1=0, y2=f"v{i}", source=sources.strips, step_mode="after", fill_alpha=0.45)
-        line = right.line(x="t", y=f"m{i}", source=sources.strips, line_width=1.25)
+        line = right.line(x="t", y=f"m{i}", source=sources.strips, line_width=1, line_alpha=0.8)
         roles += [(area.glyph, "fill_color", "feature"), (line.glyph, "line_color", "metric")]
     right_axis = LinearAxis()
     made.add_layout(right_axis, "right")

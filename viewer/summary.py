@@ -37,7 +37,7 @@ def freshness(boot: Boot | None, frames: bool, silence_s: float, analyzer_silenc
         return Freshness("ENDED", "the agent said goodbye; all of its frames are in")
     if silence_s < STALE_S:
         return Freshness("LIVE", "")
-    if analyzer_silence_s is not None and analyzer_silence_s < 2 * STALE_S:
+    if analyzer_silence_s is not None and analyzer_silence_s < min(silence_s - 0.5, 2 * STALE_S):  # it wrote since
         return Freshness("STALE", f"no frame for {duration(silence_s)}: the agent is silent, the analyzer is listening")
     return Freshness("STALE", f"nothing written for {duration(silence_s)}: is the analyzer running?")
 

@@ -21,7 +21,7 @@ def number(value: float | int | None, digits: int = 3) -> str:
         return DASH
     if float(value).is_integer() or abs(value) >= 10 ** (digits - 1):
         return f"{round(value):,}".replace(",", "\u2009").replace("-", "−")
-    if abs(value) < 10.0 ** -(digits + 1):
+    if abs(value) < 1e-5:
         return f"{value:.1e}".replace("-", "−")
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
     return f"{value:.{decimals}f}".replace("-", "−")

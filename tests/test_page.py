@@ -1,0 +1,249 @@
+"""The page in a browser: loads in silence, moves, survives its writer, escapes what it shows, fits a phone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.store_builder import StoreBuilder
+
+from interlatent_live.stream.errors import EndpointError, EndpointInUse
+from interlatent_live.stream.manifest import MetricSpec
+from interlatent_live.viewer.app import serve
+
+playwright = pytest.importorskip("playwright.sync_api")
+CHROMIUM = next((p for p in (os.environ.get("CHROMIUM", ""), "/usr/bin/chromium") if p and Path(p).exists()), None)
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed (make setup-system)")
+ARGS = "--no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update --disable-sync"
+BUILDER = Path(__file__).with_name("store_builder.py")
+SERVE = """
+import sys, warnings
+warnings.simplefilter("error")
+from pathlib import Path
+from interlatent_live.viewer.app import serve
+serve(Path(sys.argv[1]), port=0, on_ready=lambda url: print(url, flush=True))
+"""
+
+
+class Served:
+    """A page server in its own process."""
+
+    def __init__(self, db: Path) -> None:
+        self.log = db.with_suffix(".log")
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen([sys.executable, "-c", SERVE, str(db)], stdout=subprocess.PIPE, stderr=log, text=True)
+        assert self.process.stdout is not None
+        self.url = self.process.stdout.readline().strip()
+        assert self.url.startswith("http://127.0.0.1:"), self.log.read_text()
+
+    def close(self) -> str:
+        """End it; what it had to say."""
+        self.process.terminate()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return self.log.read_text()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=ARGS.split())
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def open_page(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Opens a page and holds it to silence: no console error or warning, no exception, no request that leaves the machine."""
+    servers: list[Served] = []
+    pages: list[Any] = []
+    said: list[str] = []
+
+    def open_(db: Path, **options: Any) -> Any:
+        server = Served(db)
+        servers.append(server)
+        page = browser.new_page(**({"viewport": {"width": 1440, "height": 900}} | options))
+        pages.append(page)
+        page.on("console", lambda m: said.append(f"{m.type}: {m.text}") if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda r: None if r.url.startswith((server.url, "data:")) else said.append(f"request {r.url}"))
+        page.goto(server.url)
+        return page
+
+    yield open_
+    for page in pages:
+        page.close()
+    logs = [s.close() for s in servers]
+    assert said == []
+    assert logs == ["" for _ in servers]
+
+
+def text(page: Any, name: str) -> str:
+    return str(page.locator(f"[data-text={name}]").inner_text())
+
+
+def becomes(page: Any, expression: str, seconds: float = 30) -> None:
+    page.wait_for_function(expression, timeout=1000 * seconds)
+
+
+STATE = "document.body.dataset.state == '{}'"
+
+
+def test_served_at_root_on_this_machine_only(tmp_path: Path) -> None:
+    seen: list[tuple[int, str, str]] = []
+    urls: list[str] = []
+
+    def stop() -> bool:  # runs in the server's own loop: ask from another process
+        if not seen:
+            code = f"import urllib.request as u; r = u.urlopen('{urls[0]}'); print(r.status, r.geturl()); print(r.read().decode())"
+            asked.append(subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True))
+            seen.append((0, "", ""))
+        return asked[0].poll() is not None
+
+    asked: list[subprocess.Popen[str]] = []
+    serve(tmp_path / "none.db", port=0, stop=stop, on_ready=urls.append)
+    out, _ = asked[0].communicate()
+    assert out.splitlines()[0] == f"200 {urls[0]}"
+    assert "cdn" not in out
+    assert "Waiting for an analyzer" in out
+    with pytest.raises(EndpointError, match="forward the port"):
+        serve(tmp_path / "none.db", address="0.0.0.0", port=0)
+
+
+def test_a_taken_port_is_named(tmp_path: Path) -> None:
+    server = Served(tmp_path / "a.db")
+    port = int(server.url.rsplit(":", 1)[1].strip("/"))
+    with pytest.raises(EndpointInUse, match=str(port)):
+        serve(tmp_path / "b.db", port=port)
+    assert urllib.request.urlopen(server.url).status == 200
+    assert server.close() == ""
+
+
+@needs_browser
+def test_empty_then_live_then_stale_then_live_then_ended(open_page: Callable[..., Any], tmp_path: Path) -> None:
+    db = tmp_path / "run.db"
+    page = open_page(db)
+    becomes(page, "document.body.dataset.view == 'empty'")
+    assert "Waiting for an analyzer" in page.locator(".start").inner_text()
+    assert str(db) in page.locator(".start").inner_text()
+    writer = subprocess.Popen([sys.executable, str(BUILDER), str(db), "--seconds", "60"])
+    try:
+        becomes(page, STATE.format("LIVE"))
+        becomes(page, "document.querySelector('.picture img').naturalWidth == 300")
+        becomes(page, "document.querySelector('[data-pair=\"0\"] .r') != null")
+        before = int(text(page, "step")), page.locator(".flow .stage .count").last.inner_text()
+        edge = "Bokeh.documents[0].roots().find(m => m.name == 'raster').x_range.end"
+        page.wait_for_timeout(1500)
+        after = int(text(page, "step")), page.locator(".flow .stage .count").last.inner_text()
+        assert after[0] != before[0]
+        assert after[1] != before[1]
+        assert page.evaluate(edge) >= 30
+        assert "steps/s" in text(page, "steps")
+        assert text(page, "dictionary") == "cartpole#9f3ac1d2"
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+        becomes(page, STATE.format("STALE"), 10)
+        assert "is the analyzer running" in page.locator(".note").inner_text()
+        assert page.locator("b[data-state]").inner_text() == "STALE", "said in words, not by colour alone"
+        writer = subprocess.Popen([sys.executable, str(BUILDER), str(db), "--seconds", "6", "--end"])
+        becomes(page, STATE.format("LIVE"))
+        assert not page.locator(".note").is_visible()
+        assert "frames" in text(page, "lost")
+        becomes(page, "!document.querySelector('[data-text=lost]').textContent.startsWith('0')")  # the gap, in the ledger
+        becomes(page, STATE.format("ENDED"))
+    finally:
+        writer.kill()
+        writer.wait()
+
+
+@needs_browser
+@pytest.mark.parametrize(("width", "height"), [(390, 844), (900, 1100), (1440, 900), (1920, 1080)])
+def test_nothing_sticks_out(open_page: Callable[..., Any], tmp_path: Path, width: int, height: int) -> None:
+    db = tmp_path / "run.db"
+    builder = StoreBuilder(db, run="a-run-with-a-rather-long-name-as-users-like-to-give-them", neurons=width == 900)
+    builder.frames(600)
+    builder.snapshot()
+    builder.accounts()
+    page = open_page(db, viewport={"width": width, "height": height}, color_scheme="dark" if width < 1000 else "light")
+    becomes(page, "document.body.dataset.view == 'running'")
+    page.wait_for_timeout(700)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    hidden = "[...document.querySelectorAll('main .plot')].filter(e => e.getBoundingClientRect().height < 100).length"
+    assert page.evaluate(hidden) == 0
+    if (width, height) == (1440, 900):
+        assert page.evaluate("document.documentElement.scrollHeight") <= 900, "all of it in one glance"
+    builder.close()
+
+
+@needs_browser
+def test_what_a_run_names_is_never_markup(open_page: Callable[..., Any], tmp_path: Path) -> None:
+    evil = "<img src=x onerror=\"document.title='owned'\">"
+    metrics = (MetricSpec(evil, "<b>"), MetricSpec("$$x^2$$"), MetricSpec("{{ 7*7 }}"), MetricSpec("@r{safe}"))
+    builder = StoreBuilder(tmp_path / "run.db", environment=evil, metrics=metrics)
+    builder.frames(600)
+    builder.snapshot()
+    builder.accounts()
+    page = open_page(tmp_path / "run.db")
+    becomes(page, "document.querySelector('[data-pair=\"0\"] .m') != null")
+    box = page.locator(".plot.heat").bounding_box()
+    for y in range(10, 330, 21):
+        page.mouse.move(box["x"] + 90, box["y"] + y)
+        page.wait_for_timeout(40)
+    assert page.locator("main img").count() == 1, "the picture, and nothing that a name made"
+    assert text(page, "environment").startswith("<img")
+    assert "owned" not in page.title()
+    builder.close()
+
+
+@needs_browser
+def test_a_server_that_dies_is_said_and_a_page_without_metrics_works(browser: Any, tmp_path: Path) -> None:
+    builder = StoreBuilder(tmp_path / "run.db", metrics=(), pictures=False)
+    builder.frames(300)
+    builder.snapshot()
+    server = Served(tmp_path / "run.db")
+    page = browser.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(server.url)
+    becomes(page, "document.body.dataset.view == 'running'")
+    assert "no metrics" in page.locator("[data-lacks=metrics]").inner_text()
+    assert page.locator(".picture .none").is_visible()
+    server.process.kill()
+    becomes(page, STATE.format("STALE"), 10)
+    assert "does not answer" in page.locator(".note").inner_text()
+    page.close()
+    server.close()
+    builder.close()
+    assert errors == []
+
+
+@needs_browser
+def test_closed_tabs_leave_no_sessions(browser: Any, tmp_path: Path) -> None:
+    server = Served(tmp_path / "run.db")
+    tabs = [browser.new_page() for _ in range(3)]
+    for tab in tabs:
+        tab.goto(server.url)
+        becomes(tab, "document.body.dataset.view == 'empty' && window.Bokeh.documents.length == 1")
+    for tab in tabs:
+        tab.close()
+    end = time.monotonic() + 40
+    while _busy(server.process.pid) and time.monotonic() < end:
+        time.sleep(0.5)
+    assert not _busy(server.process.pid)
+    assert server.close() == ""
+
+
+def _busy(pid: int) -> bool:
+    """Whether the server still has a connection open to a browser."""
+    sockets = {os.readlink(f) for f in Path(f"/proc/{pid}/fd").iterdir() if f.is_symlink()}
+    rows = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
+    return any(row[3] == "01" and f"socket:[{row[9]}]" in sockets for row in rows)
