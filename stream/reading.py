@@ -1,82 +1,137 @@
 """Reading a recording, also one whose tail is missing, in bounded memory: one chunk at a time. Needs no torch.
 
-Messages come in written order, which is the order in which they were sent. Times are seconds of frame time: an agent's
-monotonic clock since the
-first frame of the file. Where the agent was started again, its later boots are placed by wall clock.
+Messages come in written order, which is the order in which they were sent, through all files of a recording that was
+rotated. Times are seconds of frame time (`stream.clock`). With the recorder's index, a stretch of time, a step or an
+episode is found without reading what lies before.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
-import logging
 import os
-import struct
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-import msgpack
-import zstandard
-from mcap.exceptions import EndOfFile, McapError
-from mcap.records import Channel, Chunk, Footer, McapRecord, Metadata
-from mcap.records import Message as Record
-from mcap.stream_reader import StreamReader, breakup_chunk
+import numpy as np
 
-from interlatent_live.stream.errors import MalformedMessage, RecordingDamaged, RecordingError, WireError
+from interlatent_live.stream.clock import FrameClock
+from interlatent_live.stream.errors import RecordingDamaged, RecordingError
 from interlatent_live.stream.frames import FrameBatch
+from interlatent_live.stream.index import Index
 from interlatent_live.stream.manifest import Manifest
-from interlatent_live.stream.recording import FORMAT, METADATA
-from interlatent_live.stream.wire import MAX_MESSAGE_BYTES, Bye, Heartbeat, Message, Picture, Scalars, Signals, unpack
+from interlatent_live.stream.part import Part
+from interlatent_live.stream.recording import parts_beside
+from interlatent_live.stream.wire import Bye, Message, Picture
 
-__all__ = ["FrameClock", "Recording"]
+__all__ = ["Recording"]
 
-_LOG = logging.getLogger(__name__)
-_MAX_CHUNK_BYTES: Final = 2 * MAX_MESSAGE_BYTES
 _MANIFEST_WITHIN: Final = 256
 """Messages among which the first manifest must be."""
-_PICTURE: Final = "/picture/"
 
 
 class Recording:
     """A recording that may be read several times, and by several readers."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Open `path`. Raises RecordingError where it cannot be opened, RecordingDamaged where it is not a recording of
-        ours.
+        """Open `path`, and the parts that follow it. Raises RecordingError where it cannot be opened, RecordingDamaged
+        where it is not a recording of ours.
         """
         self.path = Path(path)
-        self.damaged: str | None = None
-        """What was found missing or broken, once reading came to it."""
-        self._warned = False
-        first = None
-        for number, message in enumerate(self._all()):
-            if isinstance(message, Manifest):
-                first = message
-                break
-            if number >= _MANIFEST_WITHIN:
-                break
-        if first is None:
+        self._missing: str | None = None
+        first = Part(self.path)
+        manifest = next((m for m, _ in zip(first.messages(), range(_MANIFEST_WITHIN), strict=False) if isinstance(m, Manifest)), None)
+        if manifest is None:
             raise RecordingDamaged(
-                f"{self.path} holds no manifest{f' ({self.damaged})' if self.damaged else ''}; it cannot be "
+                f"{self.path} holds no manifest{f' ({first.damaged})' if first.damaged else ''}; it cannot be "
                 "understood"
             )
-        self.manifest: Manifest = first
+        self.manifest: Manifest = manifest
         """The first manifest of the file."""
+        self.parts: tuple[Part, ...] = (first, *self._later(first))
+        """The files, in order."""
+
+    def _later(self, first: Part) -> Iterator[Part]:
+        identity = first.identity()
+        if identity is None or identity[1] != 0:
+            return  # made before there were parts, or one of the later ones, read by itself
+        expected = 1
+        for number, path in parts_beside(self.path):
+            part = Part(path)
+            try:
+                found = part.identity()
+            except RecordingError:
+                continue
+            if found == (identity[0], number):
+                if number != expected:
+                    self._missing = self._missing or f"part {expected} is missing beside it"
+                expected = number + 1
+                yield part
+
+    @property
+    def damaged(self) -> str | None:
+        """What was found missing or broken, once reading came to it."""
+        return next((part.damaged for part in self.parts if part.damaged), self._missing)
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files."""
+        return sum(part.path.stat().st_size for part in self.parts)
+
+    @cached_property
+    def index(self) -> Index:
+        """What each chunk holds. Files without the recorder's index are read through for it, once."""
+        return Index.joined([part.index() or part.scan() for part in self.parts])
 
     def messages(self, from_s: float | None = None, to_s: float | None = None) -> Iterator[Message]:
         """All messages in written order, or those of [from_s, to_s) in seconds of frame time.
 
         Batches are never cut: one belongs where its first row is. Manifests always come, so that what follows is
-        understood.
+        understood. Chunks outside the stretch are not read where the recorder left an index.
         """
-        axis = FrameClock()
-        now = 0.0
-        for message in self._all():
-            now = axis.seconds(message, now)
+        if from_s is None and to_s is None:
+            for part in self.parts:
+                yield from part.messages()
+            return
+        for message, now in self._timed(from_s, to_s):
             if isinstance(message, Manifest) or ((from_s is None or now >= from_s) and (to_s is None or now < to_s)):
                 yield message
+
+    def chunk(self, number: int, topics: Container[str] | None = None) -> Iterator[Message]:
+        """Messages of a chunk of the index; `topics`: of these only."""
+        entry = self.index.entries[number]
+        part = int(entry["part"])
+        return self.parts[part].chunk(int(entry["offset"]), self.index.channels[part], topics)
+
+    def _timed(self, from_s: float | None, to_s: float | None) -> Iterator[tuple[Message, float]]:
+        """Messages with their times, of the stretch at least."""
+        clock, now = FrameClock(), 0.0
+        if "index" not in self.__dict__:
+            found = [part.index() for part in self.parts]
+            if all(found):
+                self.__dict__["index"] = Index.joined([index for index in found if index is not None])
+        if "index" not in self.__dict__:
+            for part in self.parts:
+                for message in part.messages():
+                    now = clock.seconds(message, now)
+                    yield message, now
+            return
+        index = self.index
+        low, high = index.seconds()
+        reached = np.flatnonzero(high >= from_s) if from_s is not None else np.arange(len(high))
+        # one chunk earlier tells the time of messages without a clock
+        begin = max(0, int(reached[0]) - 1) if len(reached) else len(high)
+        within = np.flatnonzero(low < to_s) if to_s is not None else np.arange(len(low))
+        end = int(within[-1]) + 1 if len(within) else 0
+        wanted = np.zeros(len(high), np.bool_)
+        wanted[begin:end] = True
+        wanted[index.holding("Manifest")] = True
+        clock = index.clock(begin)
+        for number in np.flatnonzero(wanted):
+            for message in self.chunk(int(number)):
+                if number >= begin:
+                    now = clock.seconds(message, now)
+                yield message, now
 
     def info(self) -> dict[str, Any]:
         """Counts and names, by reading all of it; `ledger` is None where the farewell is missing."""
@@ -88,7 +143,7 @@ class Recording:
         bye: Bye | None = None
         begin: float | None = None
         duration = 0.0
-        for message in self._all():
+        for message in self.messages():
             now = axis.seconds(message, now)
             if isinstance(message, FrameBatch):
                 frames, batches = frames + message.rows, batches + 1
@@ -113,7 +168,8 @@ class Recording:
             ledger = {name: getattr(bye, name) for name in names}
         return {
             "path": str(self.path),
-            "bytes": self.path.stat().st_size,
+            "parts": len(self.parts),
+            "bytes": self.bytes,
             "run": manifest.run,
             "boot": manifest.boot,
             "boots": boots,
@@ -131,135 +187,3 @@ class Recording:
             "ledger": ledger,
             "damaged": self.damaged,
         }
-
-    def _all(self) -> Iterator[Message]:
-        channels: dict[int, Channel] = {}
-        for record in self._records():
-            if isinstance(record, Channel):
-                channels[record.id] = record
-            elif isinstance(record, Record):
-                channel = channels.get(record.channel_id)
-                if channel is None:
-                    self._found(f"a message of the unknown channel {record.channel_id}")
-                    continue
-                try:
-                    message = self._message(channel, record)
-                except WireError as error:
-                    self._found(f"a message of {channel.topic} that is refused: {error}")
-                    continue
-                if message is not None:
-                    yield message
-
-    def _records(self) -> Iterator[McapRecord]:
-        """Records of the data section, chunks opened; ends quietly at the first byte that cannot be read, and says so
-        in `damaged`.
-        """
-        try:
-            file = open(self.path, "rb")  # noqa: SIM115 - closed below, and by the generator's end
-        except OSError as error:
-            raise RecordingError(f"recording {self.path} cannot be opened: {error.strerror}") from error
-        with file:
-            ours = complete = False
-            try:
-                for record in StreamReader(file, emit_chunks=True, record_size_limit=_MAX_CHUNK_BYTES).records:
-                    if isinstance(record, Metadata) and record.name == METADATA:
-                        ours = True
-                        if record.metadata.get("format") != FORMAT:
-                            found = record.metadata.get("format")
-                            raise RecordingDamaged(
-                                f"{self.path} has format {found!r}; this build reads {FORMAT}: upgrade the older side"
-                            )
-                    elif isinstance(record, (Chunk, Record)) and not ours:
-                        raise RecordingDamaged(f"{self.path} is an MCAP file, but no recording of Interlatent Live")
-                    elif isinstance(record, Chunk):
-                        yield from self._chunk(record)
-                    elif isinstance(record, Footer):
-                        complete = True
-                    else:
-                        yield record
-            except (McapError, EndOfFile, struct.error, ValueError, MemoryError, OverflowError) as error:
-                if not ours:
-                    raise RecordingDamaged(
-                        f"{self.path} is not a recording: {type(error).__name__} at byte {file.tell()}"
-                    ) from error
-                if not complete:
-                    self._found(f"its tail is missing after byte {file.tell()}: it was not closed, or was cut off")
-
-    def _chunk(self, chunk: Chunk) -> Iterator[McapRecord]:
-        try:
-            if chunk.uncompressed_size > _MAX_CHUNK_BYTES or (
-                chunk.compression == "zstd" and zstandard.frame_content_size(chunk.data) > _MAX_CHUNK_BYTES
-            ):
-                raise ValueError(f"it claims {chunk.uncompressed_size} bytes; the limit is {_MAX_CHUNK_BYTES}")
-            yield from breakup_chunk(chunk, validate_crc=True)
-        except (McapError, EndOfFile, struct.error, zstandard.ZstdError, ValueError, MemoryError) as error:
-            self._found(f"a chunk that cannot be read: {type(error).__name__}: {error}")
-
-    def _message(self, channel: Channel, record: Record) -> Message | None:
-        if channel.topic == "/signals":
-            values = _json(record.data)
-            if not all(v is None or isinstance(v, (int, float)) for v in values.values()):
-                raise MalformedMessage("signals are not a flat map of numbers")
-            numbers = {name: float("nan") if v is None else float(v) for name, v in values.items()}
-            return Signals(channel.metadata.get("run", ""), record.log_time, numbers)
-        if channel.topic.startswith(_PICTURE):
-            header = _json(record.data)
-            try:
-                data = base64.b64decode(header.pop("data", ""), validate=True)
-            except (binascii.Error, TypeError, ValueError) as error:
-                raise MalformedMessage(f"picture is not base64: {error}") from error
-            return unpack("picture", str(header.get("run")), header, [data])
-        if channel.message_encoding != "msgpack":
-            return None  # of a newer minor format
-        try:
-            header = msgpack.unpackb(record.data, raw=False, strict_map_key=True, max_ext_len=0)
-        except (ValueError, TypeError, msgpack.UnpackException) as error:
-            raise MalformedMessage(f"not msgpack: {error}") from error
-        buffers = header.pop("data", []) if isinstance(header, dict) else None
-        if not isinstance(buffers, list) or not all(isinstance(b, bytes) for b in buffers):
-            raise MalformedMessage("not a map with a list of buffers")
-        return unpack(channel.topic.removeprefix("/"), str(header.get("run")), header, buffers)
-
-    def _found(self, what: str) -> None:
-        self.damaged = self.damaged or what
-        if not self._warned:
-            self._warned = True
-            _LOG.warning("recording %s is damaged: %s; what can be read is read", self.path, what)
-
-
-class FrameClock:
-    """Seconds of frame time for each message of a file, in its order."""
-
-    def __init__(self) -> None:
-        self._zero_ns: dict[str, int] = {}
-        self._wall_ns = 0
-
-    def seconds(self, message: Message, now: float) -> float:
-        """Time of `message`'s first row; what has no clock of its own, or comes before all frames, is at `now`."""
-        if isinstance(message, FrameBatch):
-            monotonic_ns, wall_ns = int(message.columns["monotonic_ns"][0]), int(message.columns["wall_ns"][0])
-            if not self._zero_ns:
-                self._wall_ns = wall_ns
-            if message.boot not in self._zero_ns:
-                begin_ns = 0 if not self._zero_ns else max(int(now * 1e9), wall_ns - self._wall_ns)
-                self._zero_ns[message.boot] = monotonic_ns - begin_ns
-            return (monotonic_ns - self._zero_ns[message.boot]) / 1e9
-        if isinstance(message, (Heartbeat, Picture)) and message.boot in self._zero_ns:
-            return (message.monotonic_ns - self._zero_ns[message.boot]) / 1e9
-        if isinstance(message, Scalars) and message.boot in self._zero_ns:
-            return (message.monotonic_ns[0] - self._zero_ns[message.boot]) / 1e9
-        return now
-
-    def last(self, batch: FrameBatch) -> float:
-        """Time of the last row of a batch that `seconds` has seen."""
-        return (int(batch.columns["monotonic_ns"][-1]) - self._zero_ns[batch.boot]) / 1e9
-
-
-def _json(data: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise MalformedMessage(f"not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise MalformedMessage(f"a JSON {type(value).__name__}, not an object")
-    return value

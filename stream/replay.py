@@ -15,11 +15,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from interlatent_live.stream.clock import FrameClock
 from interlatent_live.stream.errors import RecordingError
 from interlatent_live.stream.frames import FrameBatch
 from interlatent_live.stream.manifest import Manifest
 from interlatent_live.stream.publisher import Publisher
-from interlatent_live.stream.reading import FrameClock, Recording
+from interlatent_live.stream.reading import Recording
 from interlatent_live.stream.wire import Bye, Message, topic
 
 __all__ = ["PATIENCE_S", "ReplayReport", "replay"]
