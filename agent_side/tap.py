@@ -75,6 +75,9 @@ class Tap(Sealer):
         num_envs: int = 1,
         weights: Literal["frozen", "changing"] = "frozen",
         queue_bytes: int = 64 << 20,
+        rotate_bytes: int | None = None,
+        rotate_s: float | None = None,
+        keep_free_bytes: int | None = None,
         agent: str = "",
         environment: str = "",
         observation_names: Sequence[str] = (),
@@ -84,7 +87,8 @@ class Tap(Sealer):
         """Nothing is opened yet: that is `with`, or `open()`.
 
         `points`: names or patterns, see `il.points`; None takes the last hidden layer. `record`: a file, which must not
-        exist. `endpoint`: where to publish; None is the default endpoint, '' publishes nothing. `metrics`: None takes
+        exist. `rotate_bytes`, `rotate_s`: go on in another file, `run.1.mcap`, after so many bytes or seconds;
+        `keep_free_bytes`: room that recording leaves on the disk, None: 1 GiB or 5 %. `endpoint`: where to publish; None is the default endpoint, '' publishes nothing. `metrics`: None takes
         the environment's named terms, or the elements of the observation. `queue_bytes`: memory that waits for the
         sender at most; beyond it the oldest rows go. `weights`: 'changing' while training.
         """
@@ -105,6 +109,9 @@ class Tap(Sealer):
         self._model = model
         self._metrics = declared
         self._record = record
+        self._limits: dict[str, Any] = {
+            "rotate_bytes": rotate_bytes, "rotate_s": rotate_s, "keep_free_bytes": keep_free_bytes,
+        }  # fmt: skip
         self._view = view
         self._weights: Literal["frozen", "changing", "none"] = "none" if model is None else weights
         self._about: dict[str, Any] = {
@@ -142,7 +149,7 @@ class Tap(Sealer):
             raise TapError("view=True needs an endpoint, and endpoint is ''; leave it out for the default")
         publisher = Publisher(self.endpoint) if self.endpoint else None
         try:
-            recorder = None if self._record is None else Recorder(self._record)
+            recorder = None if self._record is None else Recorder(self._record, **self._limits)
         except InterlatentError:
             if publisher is not None:
                 publisher.close()

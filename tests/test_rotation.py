@@ -117,7 +117,7 @@ def test_a_recording_stops_before_its_disk_is_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     disk = Disk(50 << 30)
-    monkeypatch.setattr(spool.os, "statvfs", disk)
+    monkeypatch.setattr(os, "statvfs", disk)
     with Agent(endpoint=None, record=tmp_path / "run.mcap") as agent:
         agent.produce(10)
         agent.settle()
@@ -140,7 +140,7 @@ def test_a_recording_stops_before_its_disk_is_full(
 
 def test_room_is_judged_by_the_disks_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     disk = Disk(2 << 30)
-    monkeypatch.setattr(spool.os, "statvfs", disk)
+    monkeypatch.setattr(os, "statvfs", disk)
     assert spool.shortage(tmp_path, None) is None
     assert "2048 MiB are free" in (spool.shortage(tmp_path, 3 << 30) or "")
     disk.free = 0
@@ -150,7 +150,7 @@ def test_room_is_judged_by_the_disks_size(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 def test_what_is_left_at_the_end_is_written_anyhow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = Disk(50 << 30)
-    monkeypatch.setattr(spool.os, "statvfs", disk)
+    monkeypatch.setattr(os, "statvfs", disk)
     recorder = Recorder(tmp_path / "run.mcap")
     recorder.write(manifest())
     recorder.write(batch())
