@@ -64,7 +64,7 @@ class ReferenceAgent:
     """(environment, about to move) to the metrics that have no source, by name; see `watch`."""
 
 
-def require(agent: str, *modules: str) -> None:
+def require(agent: str, *modules: str, extra: str = "agents") -> None:
     """Import `modules`, or raise AgentError that says how to install what `agent` needs."""
     for module in modules:
         try:
@@ -72,7 +72,7 @@ def require(agent: str, *modules: str) -> None:
         except ImportError as error:
             raise AgentError(
                 f"the reference agent {agent!r} needs the package {module.partition('.')[0]!r}, which cannot be "
-                f"imported ({error}); install it with: pip install 'interlatent-live[agents]'"
+                f"imported ({error}); install it with: pip install 'interlatent-live[{extra}]'"
             ) from error
 
 
