@@ -208,7 +208,13 @@ class Stacker:
             for i, evaluated in enumerate(functions):
                 if evaluated is not None:
                     values[i * envs : (i + 1) * envs, at] = evaluated
-        for i, given in enumerate(() if _all_none(handed) else handed):
+        rows = () if _all_none(handed) else handed
+        if envs == 1 and rows and (columns := _plain(rows)):
+            for name, numbers in columns.items():
+                if name in self._columns:
+                    values[:, self._columns[name]] = numbers
+            return values
+        for i, given in enumerate(rows):
             for name, value in (given or {}).items():
                 column = self._columns.get(name)
                 if column is not None and value is not None:
@@ -315,6 +321,15 @@ def _stamped(clock: Array, stamps: Sequence[int | None]) -> Array:
 
 def _all_none(items: Sequence[Any]) -> bool:
     return set(map(type, items)) == {_NONE}  # comparing would ask arrays for their truth
+
+
+def _plain(rows: Sequence[Mapping[str, Any] | None]) -> dict[str, list[float]]:
+    """Columns of rows that all hold floats under the same names, as adapters hand over; {} if they are not so."""
+    first = rows[0]
+    if not first or any(row is None or row.keys() != first.keys() for row in rows):
+        return {}
+    found = {name: [row[name] for row in rows if row is not None] for name in first}
+    return found if all(type(value) is float for column in found.values() for value in column) else {}
 
 
 def _numbers(value: Any) -> Array:

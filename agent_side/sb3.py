@@ -51,6 +51,8 @@ __all__ = ["TapCallback"]
 _LOG = logging.getLogger(__name__)
 _LOOK_S: Final = 0.25
 """How often it is looked whether `learn` still runs."""
+_SEND_PERIOD_S: Final = 0.050
+"""A training keeps one core busy, and what the sender's thread computes is taken from it."""
 _VALUE: Final = Metric("value", unit="return", description="The critic's estimate for the observation acted on.")
 _LOG_PROB: Final = Metric("log_prob", unit="nat", description="Log-probability, or log-density, of the action taken.")
 
@@ -184,12 +186,15 @@ class TapCallback(BaseCallback):
         taken = self.model.num_timesteps
         if self._open and taken != self._sealed:
             self._sealed = taken
-            if not self._guard(self._seal, locals_) and self.tap is not None:
-                self.tap.skip()
-                self.tap.rest()
+            try:
+                self._seal(locals_)
+            except Exception as error:  # noqa: BLE001 - the training goes on, whatever happens here
+                self._complain(error)
+                if self.tap is not None:
+                    self.tap.skip()
 
     def _on_step(self) -> bool:
-        if self._root is None:
+        if self._root is None and self._rows is not None and self._rows.bootstraps:
             self._wake()
         return True
 
@@ -212,7 +217,7 @@ class TapCallback(BaseCallback):
         image, self._image = self._image, None
         assert tap is not None
         assert rows is not None
-        if self._updates != tap.policy_version:
+        if self.model._n_updates != tap.policy_version:
             self._follow()
         step = rows.take(locals_["new_obs"], locals_["rewards"], locals_["dones"], locals_["infos"], self._functions)
         actions = locals_.get("clipped_actions")
@@ -227,13 +232,16 @@ class TapCallback(BaseCallback):
             info=step.info,
             image=image,
         )
-        tap.rest()
+        if self._root is not None or rows.bootstraps:  # else nothing runs before the next choice
+            tap.rest()
         if self._renders:
             self._guard(self._render, rows, tap)
 
     def _estimates(self, locals_: Mapping[str, Any]) -> dict[str, Any]:
         rows = self._rows
         assert rows is not None
+        if rows.total == 1 and self._host:
+            return {"value": locals_["values"].item(), "log_prob": locals_["log_probs"].item()}
         found = {}
         for name, local in (("value", "values"), ("log_prob", "log_probs")):
             tensor = locals_.get(local)
@@ -316,6 +324,7 @@ class TapCallback(BaseCallback):
             metrics=declared,
             num_envs=len(rows.envs),
             weights="changing",
+            send_period_s=_SEND_PERIOD_S,
             environment=environment,
             observation_names=names,
             **options,
@@ -361,17 +370,18 @@ class TapCallback(BaseCallback):
                     self.close()
                 return
 
-    def _guard(self, part: Any, *arguments: Any) -> bool:
-        """Whether it went well."""
+    def _guard(self, part: Any, *arguments: Any) -> None:
         try:
             part(*arguments)
-            return True
         except Exception as error:  # noqa: BLE001 - the training goes on, whatever happens here
-            kind = f"{type(error).__name__}: {error}"
-            if kind not in self._said and len(self._said) < 100:
-                self._said.add(kind)
-                _LOG.warning("the tap goes on after %s in %s", kind, part.__name__, exc_info=error)
-            return False
+            self._complain(error)
+
+    def _complain(self, error: Exception) -> None:
+        """Say each kind once."""
+        kind = f"{type(error).__name__}: {error}"
+        if kind not in self._said and len(self._said) < 100:
+            self._said.add(kind)
+            _LOG.warning("the tap goes on after %s", kind, exc_info=error)
 
 
 class _Last(BaseCallback):

@@ -83,6 +83,7 @@ class Tap(Sealer):
         observation_names: Sequence[str] = (),
         action_names: Sequence[str] = (),
         step_period_s: float | None = None,
+        send_period_s: float = 0.010,
     ) -> None:
         """Nothing is opened yet: that is `with`, or `open()`.
 
@@ -90,7 +91,8 @@ class Tap(Sealer):
         exist. `rotate_bytes`, `rotate_s`: go on in another file, `run.1.mcap`, after so many bytes or seconds;
         `keep_free_bytes`: room that recording leaves on the disk, None: 1 GiB or 5 %. `endpoint`: where to publish; None is the default endpoint, '' publishes nothing. `metrics`: None takes
         the environment's named terms, or the elements of the observation. `queue_bytes`: memory that waits for the
-        sender at most; beyond it the oldest rows go. `weights`: 'changing' while training.
+        sender at most; beyond it the oldest rows go. `weights`: 'changing' while training. `send_period_s`: how often
+        the sender's thread looks; longer costs a busy agent less, and adds to the latency.
         """
         if num_envs < 1:
             raise TapError(f"num_envs is {num_envs}; at least 1 is needed")
@@ -113,6 +115,7 @@ class Tap(Sealer):
             "rotate_bytes": rotate_bytes, "rotate_s": rotate_s, "keep_free_bytes": keep_free_bytes,
         }  # fmt: skip
         self._view = view
+        self._send_period_s = send_period_s
         self._weights: Literal["frozen", "changing", "none"] = "none" if model is None else weights
         self._about: dict[str, Any] = {
             "agent": agent,
@@ -171,6 +174,7 @@ class Tap(Sealer):
             publisher=publisher,
             recorder=recorder,
             scalars=self._scalars.drain,
+            period_s=self._send_period_s,
         )
         try:
             self._capture.attach()
@@ -211,10 +215,11 @@ class Tap(Sealer):
                 self._sealing = True
 
     def skip(self) -> None:
-        """Count a step that an adapter could not read: it has a number, but no frame."""
+        """Count a step that an adapter could not read: it has a number, but no frame, and its activations go."""
         if self._sealing:
             self._steps += 1
             self._step_failures += 1
+            self._slots[:] = self._nothing
 
     def rest(self) -> None:
         """Keep no activations until `wake`, though steps are sealed: what runs now is not what acts."""
