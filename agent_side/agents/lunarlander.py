@@ -1,8 +1,8 @@
 """`lunarlander`: gymnasium's LunarLander-v3, landed by a policy that `train_lunarlander` makes in a few minutes.
 
 The policy is a `torch.nn.Sequential` of two hidden layers of 64 tanh units; it reads the eight numbers of the state and
-scores the four engines' choices, of which the best-scored one is taken. 200 is what gymnasium calls solved; of 60 starts
-it returned 223 to 318.
+scores the four engines' choices, of which the best-scored one is taken. 200 is what gymnasium calls solved; of 100
+starts it returned 119 to 305.
 """
 
 from __future__ import annotations
