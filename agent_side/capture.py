@@ -93,6 +93,8 @@ class Capture:
         self.chosen: Chosen | None = None
         """Set where a forward pass has more rows than the tap has environments."""
         self._timing = False
+        self.untraced = False
+        """Set where torch.compile was applied: then hooks are kept out of its graphs."""
         self.hook_ns = 0
         """Time spent in hooks while timed, in ns."""
         self.layouts: list[Layout | None] = [None] * len(points)

@@ -32,6 +32,7 @@ from interlatent_live.agent_side.points import Point, default_point, resolve
 from interlatent_live.agent_side.rows import Stacker
 from interlatent_live.agent_side.scalars import ScalarLog
 from interlatent_live.agent_side.sealing import Sealer
+from interlatent_live.agent_side.silence import compiled, silence
 from interlatent_live.stream.endpoint import DEFAULT_ENDPOINT
 from interlatent_live.stream.errors import InterlatentError, TapError
 from interlatent_live.stream.frames import FrameBatch
@@ -159,7 +160,9 @@ class Tap(Sealer):
             raise
         if publisher is not None:
             self.endpoint = publisher.endpoint
-        self._dispatch_ns = 0 if self._model is None else dispatch_ns()
+        if self._model is not None:
+            self._dispatch_ns = dispatch_ns()
+            self._capture.untraced = compiled(self._model)
         self._first = replace(
             introduce(self.run, self.boot, self._model, self._weights), num_envs=self.num_envs, **self._about
         )
@@ -403,8 +406,10 @@ class Tap(Sealer):
     def _tell(self) -> None:
         """Log what the agent's thread noticed; it does not do so itself, since a handler may write to a slow disk."""
         capture = self._capture
-        if self._steps >= _SILENT_STEPS and (silent := capture.silent):
-            self._say(_silence(silent, self._steps, capture), now=True)
+        if self._steps >= _SILENT_STEPS and capture.silent:
+            silent = [point for point in capture.points if point.name in capture.silent and point.module is not None]
+            if silent:
+                self._say(silence(silent, self._steps, capture, self._model), now=True)
         if capture.extra_forwards:
             self._say(
                 "a module ran several times within one step; the last run counts. Seal a step after each (tap.step), or "
@@ -445,18 +450,3 @@ def _chosen(model: nn.Module | None, points: str | Iterable[str] | None) -> tupl
     kind = type(point.module).__name__
     _LOG.warning("no tap points given: %s (%s) is read, the last hidden layer; il.points lists all", point.name, kind)
     return (point,)
-
-
-def _silence(silent: Sequence[str], steps: int, capture: Capture) -> str:
-    said = f"{', '.join(silent)}: nothing was kept in {steps} steps. "
-    if capture.other_forwards:
-        return said + (
-            f"Its last forward of {capture.other_forwards} had shape {capture.other_shape}, but the leading dimension must be num_envs = "
-            f"{capture.num_envs}: give Tap(num_envs=…), or watch the vector environment"
-        )
-    return said + (
-        "Likely causes: the policy is called through a method other than forward (stable-baselines3 predict(), CleanRL "
-        "get_action_and_value()), so tap a module inside it; the model was compiled, traced or scripted before the tap was opened, and "
-        "hooks fire no more, so tap first; actions come from elsewhere (random warm-up, a queue of actions); or the modules acting are "
-        "a copy of those tapped. il.points(model) lists all points"
-    )
