@@ -43,7 +43,7 @@ _TABLES: Final[tuple[tuple[str, str], ...]] = (
     ),
     (
         "codes",
-        "SELECT b.boot, b.first_seq, s.rank, c.active, c.encoded, c.non_finite, c.sse, c.sst, c.blob FROM codes c "
+        "SELECT b.boot, b.first_seq, s.rank, c.active, c.encoded, c.non_finite, c.sse, c.sst, c.rows, c.blob FROM codes c "
         "JOIN batches b ON b.id = c.batch_id JOIN s ON s.id = c.section_id ORDER BY b.boot, b.first_seq, s.rank",
     ),
     (

@@ -16,6 +16,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
+import numpy as np
+
 from interlatent_live.analyzer.blobs import unpack_columns, unpack_matrix
 from interlatent_live.analyzer.codes import Codes
 from interlatent_live.analyzer.records import (
@@ -297,6 +299,14 @@ class Reader:
         return [kind(*row) for row in rows] if decode is None else [kind(*decode(row)) for row in rows]
 
 
+def _codes(row: tuple[Any, ...]) -> Sequence[Any]:
+    codes = Codes.from_blob(row[-1])
+    rows = np.arange(codes.rows, dtype=np.int32) if row[-2] is None else np.frombuffer(row[-2], "<i4")
+    if len(rows) != codes.rows:
+        raise StoreError(f"codes of batch {row[0]} are of {codes.rows} rows, but {len(rows)} are named; the row is damaged")
+    return (*row[:-2], rows, codes)
+
+
 def _json(text: str | None) -> Any:
     return None if text is None else json.loads(text)
 
@@ -315,7 +325,7 @@ def _activity(row: tuple[Any, ...]) -> Sequence[Any]:
 _DECODERS: Final[Mapping[type[Any], Callable[[tuple[Any, ...]], Sequence[Any]]]] = {
     Activity: _activity,
     BatchRow: lambda row: (*row[:-1], unpack_columns(row[-1])),
-    CodesRow: lambda row: (*row[:-1], Codes.from_blob(row[-1])),
+    CodesRow: _codes,
     DictionaryRow: lambda row: (*row[:5], _json(row[5]), _json(row[6]), row[7]),
     LedgerRow: lambda row: (*row[:13], _json(row[13]), _json(row[14]), *row[15:]),
     Snapshot: _snapshot,

@@ -111,6 +111,8 @@ class CodesRow:
     non_finite: int
     sse: float | None
     sst: float | None
+    rows: Array
+    """(encoded,) int32: the rows of the batch that `codes` holds, rising; the others are missing, not inactive."""
     codes: Codes
 
 

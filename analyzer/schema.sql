@@ -22,6 +22,7 @@ CREATE TABLE batches (                     -- one FrameBatch; id rises with comm
 CREATE TABLE codes (                       -- the active features of a batch at one tap point
   batch_id INTEGER NOT NULL REFERENCES batches(id), section_id INTEGER NOT NULL REFERENCES sections(id),
   active INTEGER NOT NULL,                 -- stored values
+  rows BLOB,                               -- (encoded,) int32 rows of the batch that were encoded; NULL: all of them
   encoded INTEGER NOT NULL,                -- rows that had finite activations; others are missing, not inactive
   non_finite INTEGER NOT NULL,             -- rows refused because an activation was NaN or infinite
   sse REAL, sst REAL,                      -- sums over the encoded rows: |y - y_hat|^2, |y - card mean|^2; NULL for neurons

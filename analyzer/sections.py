@@ -101,6 +101,7 @@ class Section:
                 section_id=self.id,
                 active=codes.active,
                 encoded=codes.rows,
+                rows=None if codes.rows == batch.rows else encoded.rows.astype("<i4").tobytes(),
                 non_finite=encoded.non_finite,
                 sse=encoded.sse,
                 sst=encoded.sst,

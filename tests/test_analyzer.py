@@ -13,6 +13,7 @@ from bench.synthetic import Synthetic
 
 from interlatent_live.analyzer.blobs import unpack_columns
 from interlatent_live.analyzer.codes import Codes
+from interlatent_live.analyzer.queries import Reader
 from interlatent_live.analyzer.service import Analyzer
 from interlatent_live.analyzer.store import Store
 from interlatent_live.stream.wire import Bye, Heartbeat, Picture, Signals
@@ -240,6 +241,11 @@ def test_frames_that_are_not_finite_are_missing_and_counted(store: Store) -> Non
     analyzer.feed(dataclasses.replace(batch, activations={"0:out": x}))
     analyzer.feed(dataclasses.replace(stream.batch(4), activations={}))  # no forward ran: a row, but no codes
     assert store.one("SELECT encoded, non_finite FROM codes WHERE batch_id = 21") == (2, 2)
+    analyzer.commit()
+    with Reader(store.path) as reader:
+        broken, whole = (reader.codes(store.one("SELECT id FROM sections")[0], i, i)[0] for i in (21, 20))
+    assert broken.rows.tolist() == [0, 3]
+    assert whole.rows.tolist() == list(range(4))
     assert store.one("SELECT count(*) FROM codes WHERE batch_id = 22") == (0,)
     assert store.one("SELECT count(*) FROM batches") == (22,)
 

@@ -16,11 +16,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from interlatent_live.analyzer.codes import Codes
 from interlatent_live.analyzer.queries import Reader
 from interlatent_live.analyzer.records import (
     BatchRow,
     Boot,
+    CodesRow,
     DictionaryRow,
     Episode,
     LedgerRow,
@@ -240,11 +240,11 @@ class Feed:
         if newest is not None and (self.picture is None or newest.seq != self.picture.seq):
             self.picture = newest
 
-    def _codes(self, batches: list[BatchRow]) -> dict[int, Codes]:
-        found: dict[int, Codes] = {}
+    def _codes(self, batches: list[BatchRow]) -> dict[int, CodesRow]:
+        found: dict[int, CodesRow] = {}
         for section in self._sections:
             for row in self.reader.codes(section, batches[0].id, batches[-1].id):
-                found[row.batch_id] = row.codes
+                found[row.batch_id] = row
         return found
 
     def _pull_slow(self) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from interlatent_live.analyzer.codes import Codes
-from interlatent_live.analyzer.records import BatchRow
+from interlatent_live.analyzer.records import BatchRow, CodesRow
 
 __all__ = ["MAX_FRAMES", "Piece", "Window", "piece"]
 
@@ -59,7 +59,7 @@ class Piece:
         return out
 
 
-def piece(batch: BatchRow, codes: Codes | None, start_ns: int, env: int, metrics: int) -> Piece | None:
+def piece(batch: BatchRow, coded: CodesRow | None, start_ns: int, env: int, metrics: int) -> Piece | None:
     """The frames of environment `env` in a batch, or None if it has none. `metrics`: how many the manifest names."""
     columns = batch.columns
     mine = np.flatnonzero(columns["env"] == env)
@@ -67,12 +67,8 @@ def piece(batch: BatchRow, codes: Codes | None, start_ns: int, env: int, metrics
         return None
     n = len(mine)
     rows = np.full(batch.rows, -1, np.int64)
-    if codes is not None:
-        encoded = np.arange(batch.rows) if codes.rows == batch.rows else np.flatnonzero(columns["forward_age"] == 0)
-        if len(encoded) == codes.rows:
-            rows[encoded] = np.arange(codes.rows)
-        else:
-            codes = None
+    if coded is not None:
+        rows[coded.rows] = np.arange(len(coded.rows))
     table = columns.get("metrics")
     reward, action = columns.get("reward"), columns.get("action")
     return Piece(
@@ -85,7 +81,7 @@ def piece(batch: BatchRow, codes: Codes | None, start_ns: int, env: int, metrics
         action=None if action is None else np.atleast_1d(action[mine[-1]]),
         seq=batch.first_seq + mine,
         rows=rows[mine],
-        codes=codes,
+        codes=None if coded is None else coded.codes,
     )
 
 
