@@ -7,6 +7,8 @@
     with tap:
         ...
 
+    run = il.open("run.mcap")
+
 Importing this imports neither torch nor gymnasium; names are loaded when they are used.
 """
 
@@ -22,10 +24,12 @@ if TYPE_CHECKING:
     from interlatent_live.agent_side.points import points
     from interlatent_live.agent_side.tap import Tap
     from interlatent_live.agent_side.watch import watch
+    from interlatent_live.analyzer.run import Run
+    from interlatent_live.analyzer.run import open_run as open
 
     __version__: str
 
-__all__ = ["Metric", "Tap", "Transition", "__version__", "points", "watch"]
+__all__ = ["Metric", "Run", "Tap", "Transition", "__version__", "open", "points", "watch"]
 
 _HOMES = {
     "Metric": "metrics",
@@ -34,6 +38,7 @@ _HOMES = {
     "points": "points",
     "watch": "watch",
 }
+_READING = {"Run": "Run", "open": "open_run"}
 
 
 if not TYPE_CHECKING:  # a checker that saw this would let every misspelt name pass
@@ -43,6 +48,9 @@ if not TYPE_CHECKING:  # a checker that saw this would let every misspelt name p
             from importlib.metadata import version
 
             return version("interlatent-live")
+        if name in _READING:
+            globals()[name] = getattr(import_module("interlatent_live.analyzer.run"), _READING[name])
+            return globals()[name]
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         found = getattr(import_module(f"interlatent_live.agent_side.{_HOMES[name]}"), name)
