@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from interlatent_live import onnx
     from interlatent_live.agent_side.metrics import Metric, Transition
     from interlatent_live.agent_side.points import points
     from interlatent_live.agent_side.tap import Tap
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     __version__: str
 
-__all__ = ["Metric", "Run", "Tap", "Transition", "__version__", "open", "points", "watch"]
+__all__ = ["Metric", "Run", "Tap", "Transition", "__version__", "onnx", "open", "points", "watch"]
 
 _HOMES = {
     "Metric": "metrics",
@@ -48,6 +49,8 @@ if not TYPE_CHECKING:  # a checker that saw this would let every misspelt name p
             from importlib.metadata import version
 
             return version("interlatent-live")
+        if name == "onnx":
+            return import_module("interlatent_live.onnx")
         if name in _READING:
             globals()[name] = getattr(import_module("interlatent_live.analyzer.run"), _READING[name])
             return globals()[name]
