@@ -20,6 +20,8 @@ __all__: list[str] = []
 
 REPLAY_LINGER_S: Final = 30.0
 """How long a replay waits for slow subscribers to fetch the rest."""
+EXAMPLE: Final = Path(__file__).parents[1] / "examples" / "cartpole.mcap"
+"""A recording that ships with the package."""
 Connect = Annotated[str, typer.Option(help="Where the agent publishes.")]
 
 
@@ -167,6 +169,7 @@ def view(
 @app.command()
 def watch(
     source: Annotated[str, typer.Argument(help="An endpoint (tcp://…) or a recording.")] = DEFAULT_ENDPOINT,
+    example: Annotated[bool, typer.Option("--example", help="Show the recording that ships with the package; no agent is needed.")] = False,
     db: Annotated[Path | None, typer.Option(help="Where the analysis goes; default: a new folder below runs/.")] = None,
     run_name: Annotated[str | None, typer.Option("--run", help="Watch this run only; default: the first that appears.")] = None,
     port: Annotated[int, typer.Option(help="Port of the page; 0 takes a free one.")] = DEFAULT_PORT,
@@ -175,10 +178,14 @@ def watch(
 ) -> None:
     """Analyse and show a live stream or a recording, in one.
 
-    Example: `interlatent-live watch run.mcap`
+    Example: `interlatent-live watch run.mcap`, `interlatent-live watch --example`
     """
     from interlatent_live.launch import run_directory
 
+    if example:
+        if source != DEFAULT_ENDPOINT:
+            raise typer.BadParameter(f"--example is a recording of its own; leave out {source}")
+        source = str(EXAMPLE)
     live = "://" in source
     if not live and not Path(source).is_file():
         raise typer.BadParameter(f"{source} is neither an endpoint (tcp://host:port) nor a file")
