@@ -125,7 +125,7 @@ class Sealer:
         image: Any = None,
         valid: npt.NDArray[np.bool_] | None = None,
         activations: Mapping[str, Any] | None = None,
-        stamp_ns: int | None = None,
+        stamp_ns: int | np.integer[Any] | None = None,
     ) -> None:
         """Seal one row: what the hooks kept since the last call, with what is given. Never blocks and never raises.
 
