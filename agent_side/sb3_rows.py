@@ -9,7 +9,7 @@ here from the step before, as the environment gave it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -19,19 +19,17 @@ if TYPE_CHECKING:
 __all__ = ["WatchedRows", "WatchedStep"]
 
 
-class WatchedStep(NamedTuple):
-    """One step of the watched environments: of one, plain values; of several, a leading dimension."""
+WatchedStep: TypeAlias = tuple[Any, Any, Any, Any, Any, Any]
+"""One step of the watched environments; of one, plain values, of several, with a leading dimension:
 
-    observation: Any
-    """What was acted on, before any normalisation; of a mapping, its vectors one after the other."""
-    reward: Any
-    """Before any normalisation."""
-    terminated: Any
-    truncated: Any
-    next_observation: Any
-    """What it led to, the true last observation of an episode; None if nobody looks. Behind `VecNormalize` the last one
-    is computed back from the scaled one, so it is clipped."""
-    info: Any
+observation   what was acted on, before any normalisation; of a mapping, its vectors one after the other
+reward        before any normalisation
+terminated
+truncated
+next          what it led to, the true last observation of an episode; None if nobody looks. Behind `VecNormalize` the
+              last one is computed back from the scaled one, so it is clipped
+info          likewise only if somebody looks
+"""
 
 
 class WatchedRows:
@@ -54,6 +52,7 @@ class WatchedRows:
         """Of a mapping's elements; else none."""
         first = model._last_obs if self._normalizer is None else self._normalizer.get_original_obs()
         self._keys = _vectors(first)
+        self._plain = self._only if self._normalizer is None and isinstance(first, np.ndarray) else None
         self._observation = self._pick(first)
         if isinstance(first, dict):
             shapes = {key: int(np.prod(first[key].shape[1:])) for key in self._keys}
@@ -69,13 +68,22 @@ class WatchedRows:
 
     def take(self, new_obs: Any, rewards: Any, dones: Any, infos: Sequence[Mapping[str, Any]], ahead: bool) -> WatchedStep:
         """The step that led to these; `ahead`: also tell what came after."""
+        terminated: Any
+        truncated: Any
+        if self._plain is not None and not ahead:  # as below, for the usual case
+            acted_on, self._observation = self._observation, None
+            only = self._plain
+            self._observation = new_obs[only].copy()
+            if not dones[only]:
+                self.bootstraps = False
+                return acted_on, rewards[only], False, False, None, None
+            self.bootstraps = truncated = bool(infos[only].get("TimeLimit.truncated", False))
+            return acted_on, rewards[only], not truncated, truncated, None, None
         acted_on, self._observation = self._observation, None  # where this fails, the next row has none, not a wrong one
         normalizer = self._normalizer
         if normalizer is not None:
             new_obs, rewards = normalizer.get_original_obs(), normalizer.get_original_reward()
         self._observation = following = self._pick(new_obs)
-        terminated: Any
-        truncated: Any
         if self._only is not None:
             done = bool(dones[self._only])
             truncated = done and bool(infos[self._only].get("TimeLimit.truncated", False))
@@ -89,7 +97,7 @@ class WatchedRows:
         if ahead:
             following = self._last_ones(following, dones, infos)
             info = infos[self._only] if self._only is not None else [infos[env] for env in self.envs]
-        return WatchedStep(acted_on, self.of(rewards), terminated, truncated, following if ahead else None, info)
+        return acted_on, self.of(rewards), terminated, truncated, following if ahead else None, info
 
     def _pick(self, observations: Any) -> Any:
         if isinstance(observations, dict):

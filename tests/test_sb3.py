@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -480,3 +481,13 @@ def test_a_trained_policy_predicts_under_a_tap(algorithm: str, tmp_path: Path) -
     check_pairing(recorded)
     assert all(recorded.fired(point.name) == list(range(20)) for point in recorded.manifest.tap_points)
     assert recorded.manifest.weights == "frozen"
+
+
+def test_the_page_in_the_documents_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "adapters" / "sb3.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("interlatent_live.agent_side.tap.DEFAULT_ENDPOINT", "tcp://127.0.0.1:*")  # others may hold it
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(compile(block, "sb3.md", "exec"), names)
+    assert [Recorded(tmp_path / f"{name}.mcap").bye.produced for name in ("ppo", "long", "trained")] == [4_096, 4_096, 500]
