@@ -10,8 +10,9 @@ import torch
 
 from interlatent_live.analyzer.card import judge, quantiles
 from interlatent_live.analyzer.dictionary import load
+from interlatent_live.analyzer.recipes import make_model
 from interlatent_live.analyzer.samples import Samples, samples_of
-from interlatent_live.analyzer.training import Progress, TrainOptions, _Transcoder, train, train_recording
+from interlatent_live.analyzer.training import Progress, TrainOptions, train, train_recording
 from interlatent_live.stream.errors import DictionaryError
 from interlatent_live.stream.frames import BASE_COLUMNS, FrameBatch
 from interlatent_live.stream.manifest import Manifest, TapPointSpec
@@ -77,7 +78,7 @@ def test_topk_learns_and_its_card_agrees_with_an_oracle() -> None:
     assert card["l0"] == 3
     assert 0 <= card["dead_share"] < 0.5
     np.testing.assert_allclose(dictionary.W_dec.norm(dim=1).numpy(), 1, rtol=1e-5)
-    fit, _ = data.split(QUICK.held_out, QUICK.seed)
+    fit, _ = data.split(QUICK.held_out, QUICK.seed)[0].split(0.1, QUICK.seed)
     np.testing.assert_allclose(dictionary.tensors["mean_out"].numpy(), fit.y.mean(axis=0, dtype=np.float64), rtol=1e-5)
 
 
@@ -109,13 +110,13 @@ def test_the_same_seed_gives_the_same_dictionary_on_any_number_of_threads() -> N
 def test_auxk_gives_a_gradient_to_latents_that_are_silent_everywhere() -> None:
     x, y, _ = arrays()
     inputs, outputs = torch.from_numpy(x - x.mean(axis=0)), torch.from_numpy(y - y.mean(axis=0))
-    model = _Transcoder(inputs, outputs, TrainOptions(features=24, k=3, dead_steps=20))
+    model = make_model(inputs, outputs, TrainOptions(features=24, k=3, dead_steps=20))
     with torch.no_grad():
-        model.b_enc[:5] = -1e6
+        model.tensors["b_enc"][:5] = -1e6
     for silent, moved in ((0, False), (21, True)):
         model.silent[:] = 0
         model.silent[:5] = silent
-        (gradient,) = torch.autograd.grad(model.loss(inputs, outputs), [model.W_enc])
+        (gradient,) = torch.autograd.grad(model.loss(inputs, outputs), [model.tensors["W_enc"]])
         assert bool(gradient[:, :5].any()) is moved
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from interlatent_live.stream.errors import RecordingExists
+from interlatent_live.stream.errors import DictionaryError, RecordingExists
 
 from .application import AsJson, dictionaries
-from .output import print_result, print_table, progress
+from .output import err, print_result, print_table, progress
+
+if TYPE_CHECKING:
+    from interlatent_live.analyzer.closed_loop import Round
+    from interlatent_live.analyzer.dictionary import Dictionary
 
 __all__: list[str] = []
 
@@ -21,34 +25,74 @@ def train(
     to: Annotated[Path, typer.Option("--out", help="Folder for the dictionary; it must not exist.")],
     input_point: Annotated[str, typer.Option("--input", help="Tap point read.")],
     output_point: Annotated[str | None, typer.Option("--output", help="Tap point predicted; default: the input (an SAE).")] = None,
-    recipe: Annotated[str, typer.Option(help="topk or relu-l1.")] = "topk",
+    recipe: Annotated[str, typer.Option(help="topk, batchtopk, jumprelu or relu-l1.")] = "topk",
     features: Annotated[int, typer.Option(help="Number of latents.")] = 256,
-    k: Annotated[int, typer.Option(help="Active latents per frame (topk).")] = 8,
+    k: Annotated[int, typer.Option(help="Active latents per frame (topk), on average (batchtopk), aimed at (jumprelu).")] = 8,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 6000,
     seed: Annotated[int, typer.Option(help="Seed of initialisation, batches and split.")] = 0,
+    skip: Annotated[bool, typer.Option("--skip", help="Add a linear path from input to output beside the latents.")] = False,
+    l1: Annotated[float, typer.Option(help="Weight of the latents' sum (relu-l1).")] = 1e-3,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    closed_loop: Annotated[bool, typer.Option("--closed-loop", help="Also learn from rollouts of --agent acting on it.")] = False,
+    agent: Annotated[str | None, typer.Option(help="The reference agent of --closed-loop.")] = None,
+    rounds: Annotated[int, typer.Option(help="Rounds of rollouts (--closed-loop).")] = 6,
     as_json: AsJson = False,
 ) -> None:
-    """Train a dictionary on a recording; held-out episodes judge it.
+    """Train a dictionary on a recording; held-out episodes judge it. Ctrl-C keeps what was learned; the same command goes on.
 
     Example: `interlatent-live dict train r.mcap --input 2:out --output 3:out --features 256 --k 8 --out dicts/mine`
     """
-    from interlatent_live.analyzer.training import train_recording
-
     if to.exists():
         raise RecordingExists(f"{to} exists; dictionaries are never overwritten: name another folder with --out")
-    card = train_recording(
-        recording,
-        to,
-        input_point=input_point,
-        output_point=output_point,
-        recipe=recipe,
-        features=features,
-        k=k,
-        steps=steps,
-        seed=seed,
-        progress=None if as_json else progress(),
-    )
+    chosen: dict[str, Any] = {
+        "recipe": recipe, "features": features, "k": k, "steps": steps, "seed": seed, "skip": skip, "l1": l1, "device": device,
+    }  # fmt: skip
+    shown = None if as_json else progress()
+    if closed_loop:
+        if agent is None:
+            raise DictionaryError("--closed-loop needs an agent to act on the dictionary: name it with --agent, such as --agent humanoid")
+        card = _train_closed_loop(recording, to, input_point, output_point or input_point, agent, rounds, chosen, shown)
+        print_result(card, as_json)
+        return
+    from interlatent_live.analyzer.training import checkpoint_path, train_recording
+
+    try:
+        card = train_recording(recording, to, input_point=input_point, output_point=output_point, progress=shown, **chosen)
+    except KeyboardInterrupt:
+        if checkpoint_path(to).exists():
+            err.print(f"stopped; {checkpoint_path(to)} keeps what was learned, and the same command goes on from there", soft_wrap=True)
+        raise typer.Exit(130) from None
     print_result(card, as_json)
+
+
+def _train_closed_loop(
+    recording: Path, to: Path, input_point: str, output_point: str, agent: str, rounds: int, chosen: dict[str, Any], shown: Any
+) -> dict[str, Any]:
+    from interlatent_live.analyzer.closed_loop import LoopOptions, train_closed_loop
+    from interlatent_live.analyzer.samples import samples_of
+    from interlatent_live.analyzer.training import TrainOptions, command_of
+    from interlatent_live.rollouts import AgentRollouts
+    from interlatent_live.stream.reading import Recording
+
+    options = TrainOptions(**chosen, action_weight=1.0)
+    rollouts = AgentRollouts(agent, input_point, output_point)
+    samples = samples_of(Recording(recording), input_point, output_point)
+    more = ["--closed-loop", "--agent", agent, *([] if rounds == LoopOptions().rounds else ["--rounds", str(rounds)])]
+
+    def report(done: Round, _: Dictionary) -> None:
+        err.print(
+            f"round {done.number}: {done.frames} frames, FVU {done.fvu:.4f}, L0 {done.l0:.1f}, return of the clean one's "
+            f"{done.recovery:.3f}, standing {done.survived:.1%}",
+            soft_wrap=True,
+        )
+
+    dictionary, _ = train_closed_loop(
+        samples, rollouts, options, LoopOptions(rounds=rounds), name=to.name,
+        command=command_of(recording.name, to.name, samples, options, *more),
+        progress=shown, on_round=None if shown is None else report,
+    )  # fmt: skip
+    dictionary.save(to)
+    return dict(dictionary.card or {})
 
 
 @dictionaries.command("list")

@@ -1,0 +1,181 @@
+"""Closed-loop training: a dictionary on which the agent can live.
+
+A dictionary of recorded states is accurate where the agent was, not where it goes once it acts on the reconstruction;
+its errors lead to states that it never saw (the argument of DAgger: Ross, Gordon & Bagnell 2011, arXiv:1011.0686). So:
+
+1. Train on the recording's frames and on the first steps of many clean episodes: starts are rare in a recording and
+   hardest. The loss adds the error of the action, in units of its variance, clipped as the environment clips it.
+2. A round: roll out with the dictionary spliced into the policy, from many starts (the first `start_steps` steps) and
+   over a few whole episodes. Keep inputs and the outputs that the policy computed for them, before they were replaced:
+   those are the labels. Train on everything so far, from where training stood, at half the learning rate.
+3. After each round, measure the mean return of spliced validation episodes. Rounds differ (falls are rare and chaotic),
+   so the `finalists` best are measured on more validation episodes, and the best of them is kept.
+
+Seeds of training, validation and cards are disjoint (`analyzer.rollout`). Costs, for the humanoid on one core: a minute
+of training and a minute of rollouts a round.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+
+from interlatent_live.analyzer.card import judge
+from interlatent_live.analyzer.dictionary import Dictionary
+from interlatent_live.analyzer.rollout import TRAINING_SEED, VALIDATION_SEED, Episode, Rollouts, splice_of
+from interlatent_live.analyzer.samples import Samples
+from interlatent_live.analyzer.training import VALIDATION_SHARE, Progress, Trainer, TrainOptions, one_thread, settings
+from interlatent_live.stream.errors import DictionaryMismatch
+
+__all__ = ["LoopOptions", "Round", "train_closed_loop"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoopOptions:
+    """How to close the loop."""
+
+    rounds: int = 6
+    """Rounds of rollouts and training."""
+    clean_starts: int = 150
+    """Clean starts added to the recording."""
+    starts: int = 60
+    """Spliced starts a round."""
+    walks: int = 8
+    """Whole spliced episodes a round."""
+    start_steps: int = 200
+    """Steps of a start."""
+    round_steps: int = 4000
+    """Optimiser steps a round; the first training takes the options' `steps`."""
+    validation: int = 40
+    """Validation episodes after each round, and as many again for each finalist."""
+    validation_steps: int | None = 300
+    """Steps of a validation episode; None: all."""
+    finalists: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What a round came to."""
+
+    number: int
+    """0: before any rollout."""
+    frames: int
+    """Trained on."""
+    recovery: float
+    """Mean return of the spliced validation episodes over the clean ones'."""
+    survived: float
+    """Share of validation episodes as long as the clean one."""
+    fvu: float
+    l0: float
+    """Both of the recording's held-out episodes."""
+    final_recovery: float | None = None
+    """On twice the episodes, for finalists."""
+
+
+HALF: Final = 0.5
+
+
+def train_closed_loop(
+    samples: Samples,
+    rollouts: Rollouts,
+    options: TrainOptions,
+    loop: LoopOptions | None = None,
+    *,
+    name: str = "dictionary",
+    command: str = "",
+    progress: Callable[[Progress], None] | None = None,
+    on_round: Callable[[Round, Dictionary], None] | None = None,
+) -> tuple[Dictionary, list[Round]]:
+    """Train on `samples` and in `rollouts`; the dictionary carries a card of the recording's held-out episodes."""
+    loop = loop or LoopOptions()
+    if samples.model_hash and samples.model_hash != rollouts.model_hash:
+        ours, theirs = samples.model_hash[:12], rollouts.model_hash[:12]
+        raise DictionaryMismatch(f"{samples.source} is of the weights {ours}, the agent {rollouts.agent!r} has {theirs}")
+    recorded, held = samples.split(options.held_out, options.seed)
+    watch: Samples | None = None
+    if recorded.episodes > 2:
+        recorded, watch = recorded.split(VALIDATION_SHARE, options.seed)
+    seeds = _seeds(TRAINING_SEED)
+    with one_thread():
+        fit = _with(recorded, rollouts.run(None, seeds(loop.clean_starts), max_steps=loop.start_steps, keep=True))
+        clean = _Validation(rollouts, loop)
+        trainer = Trainer(fit, options, rollouts.effect)
+        rounds: list[Round] = []
+        made: list[Dictionary] = []
+        for number in range(loop.rounds + 1):
+            trainer.run(
+                fit, watch, progress=progress, seed=options.seed + number,
+                rate=options.rate * (HALF if number else 1), steps=loop.round_steps if number else options.steps,
+            )  # fmt: skip
+            provenance = settings(options) | {
+                "recording": samples.source, "episodes": samples.episodes, "frames": fit.frames, "command": command,
+                "closed_loop": {**asdict(loop), "agent": rollouts.agent, "round": number},
+            }  # fmt: skip
+            dictionary = trainer.dictionary(fit, name=name, provenance=provenance)
+            recovery, survived = clean.measure(dictionary, 0)
+            card = judge(dictionary, held, recorded)
+            rounds.append(Round(number, fit.frames, recovery, survived, float(card["fvu"] or math.nan), float(card["l0"])))
+            made.append(dictionary.with_card(card))
+            if on_round is not None:
+                on_round(rounds[-1], made[-1])
+            if number < loop.rounds:
+                splice = splice_of(dictionary)
+                met = rollouts.run(splice, seeds(loop.starts), max_steps=loop.start_steps, keep=True)
+                met += rollouts.run(splice, seeds(loop.walks), keep=True)
+                fit = _with(fit, met)
+        best = _choose(rounds, made, clean, loop)
+    return made[best], rounds
+
+
+class _Validation:
+    """Clean returns of the validation episodes, and the spliced ones' share of them."""
+
+    def __init__(self, rollouts: Rollouts, loop: LoopOptions) -> None:
+        self._rollouts, self._loop = rollouts, loop
+        self._clean: dict[int, list[Episode]] = {}
+
+    def measure(self, dictionary: Dictionary, part: int) -> tuple[float, float]:
+        first = VALIDATION_SEED + part * self._loop.validation
+        seeds = range(first, first + self._loop.validation)
+        if part not in self._clean:
+            self._clean[part] = self._rollouts.run(None, seeds, max_steps=self._loop.validation_steps)
+        clean = self._clean[part]
+        found = self._rollouts.run(splice_of(dictionary), seeds, max_steps=self._loop.validation_steps)
+        total = sum(e.total for e in clean)
+        survived = float(np.mean([f.steps >= c.steps for f, c in zip(found, clean, strict=True)]))
+        return (sum(e.total for e in found) / total if total else math.nan), survived
+
+
+def _choose(rounds: list[Round], made: Sequence[Dictionary], clean: _Validation, loop: LoopOptions) -> int:
+    order = sorted(range(len(rounds)), key=lambda i: (-rounds[i].recovery, rounds[i].fvu))[: max(1, loop.finalists)]
+    for i in order:
+        more, _ = clean.measure(made[i], 1)
+        rounds[i] = replace(rounds[i], final_recovery=(rounds[i].recovery + more) / 2)
+    return max(order, key=lambda i: (rounds[i].final_recovery or -math.inf, -rounds[i].fvu))
+
+
+def _with(samples: Samples, episodes: Iterable[Episode]) -> Samples:
+    episodes = [e for e in episodes if e.steps]
+    first = int(samples.episode.max()) + 1
+    numbers = np.repeat(np.arange(first, first + len(episodes)), [e.steps for e in episodes])
+    return replace(
+        samples,
+        x=np.concatenate([samples.x, *(e.x for e in episodes)]),
+        y=np.concatenate([samples.y, *(e.y for e in episodes)]),
+        episode=np.concatenate([samples.episode, numbers]),
+    )
+
+
+def _seeds(first: int) -> Callable[[int], list[int]]:
+    state: dict[str, Any] = {"next": first}
+
+    def take(count: int) -> list[int]:
+        begin = state["next"]
+        state["next"] = begin + count
+        return list(range(begin, begin + count))
+
+    return take
