@@ -50,31 +50,32 @@ class Run:
             raise RecordingError("a run is read from a recording, a database or both; neither is given")
         self._recorded, self._stored = recorded, stored
         self._source: Source = source
-        self._selection = Selection(source, where)
+        self.selection = Selection(source, where)
+        """Which frames these are, and where they are read."""
 
     # which frames
 
     def episode(self, episode: int, env: int | None = None) -> Run:
         """The frames of one episode (counted from 0 in each environment)."""
-        return self._narrowed(self._selection.narrowed(episode=episode, env=env))
+        return self._narrowed(self.selection.narrowed(episode=episode, env=env))
 
     def steps(self, first: int, after: int) -> Run:
         """The frames of the agent's steps [first, after)."""
-        return self._narrowed(self._selection.narrowed(steps=(first, after)))
+        return self._narrowed(self.selection.narrowed(steps=(first, after)))
 
     def env(self, env: int) -> Run:
         """The frames of one environment."""
-        return self._narrowed(self._selection.narrowed(env=env))
+        return self._narrowed(self.selection.narrowed(env=env))
 
     def boot(self, boot: str) -> Run:
         """The frames of one process of the agent."""
-        return self._narrowed(self._selection.narrowed(boot=boot))
+        return self._narrowed(self.selection.narrowed(boot=boot))
 
     def _narrowed(self, selection: Selection) -> Run:
         return Run(self._recorded, self._stored, selection.where)
 
     def __len__(self) -> int:
-        return self._selection.frames
+        return self.selection.frames
 
     def __bool__(self) -> bool:
         return True  # an empty part is still a run
@@ -106,27 +107,32 @@ class Run:
         """What of the recording was found missing or broken, as far as it was read."""
         return None if self._recorded is None else self._recorded.recording.damaged
 
+    @property
+    def analysed(self) -> bool:
+        """Whether there is a database, and so features, events, peaks and correlations."""
+        return self._stored is not None
+
     # tables
 
     @property
     def metrics(self) -> pd.DataFrame:
         """A column for each metric; `attrs["units"]`, `["scopes"]` and `["descriptions"]` by name. NaN where unknown."""
-        return tables.frames_table(self._selection, "metrics")
+        return tables.frames_table(self.selection, "metrics")
 
     @property
     def observations(self) -> pd.DataFrame:
         """A column for each element of the observation that was acted on."""
-        return tables.frames_table(self._selection, "observations")
+        return tables.frames_table(self.selection, "observations")
 
     @property
     def actions(self) -> pd.DataFrame:
         """A column for each element of the action; `attrs["names"]` are those of a discrete action's choices."""
-        return tables.frames_table(self._selection, "actions")
+        return tables.frames_table(self.selection, "actions")
 
     @property
     def frames(self) -> pd.DataFrame:
         """step, env, episode, episode_step, clocks, policy_version, forward_age, reward, terminated, truncated."""
-        return tables.frames_table(self._selection, "frames")
+        return tables.frames_table(self.selection, "frames")
 
     @property
     def rewards(self) -> pd.Series:
@@ -137,8 +143,8 @@ class Run:
     def episodes(self) -> pd.DataFrame:
         """One row for each episode, with its return: by reading all frames of a recording, from a database at once."""
         if self._recorded is None and self._stored is not None:
-            return tables.stored_episodes(self._stored, self._selection)
-        return tables.episodes(self._selection)
+            return tables.stored_episodes(self._stored, self.selection)
+        return tables.episodes(self.selection)
 
     @property
     def scalars(self) -> pd.DataFrame:
@@ -148,12 +154,12 @@ class Run:
     @property
     def events(self) -> pd.DataFrame:
         """Spans in which a feature was active."""
-        return tables.events(self._analysis("events"), self._selection)
+        return tables.events(self._analysis("events"), self.selection)
 
     @property
     def peaks(self) -> pd.DataFrame:
         """Where each feature was strongest."""
-        return tables.peaks(self._analysis("peaks"), self._selection)
+        return tables.peaks(self._analysis("peaks"), self.selection)
 
     @property
     def correlations(self) -> pd.DataFrame:
@@ -168,13 +174,13 @@ class Run:
         points = () if self._recorded is None else self.manifest.tap_points
         specs = {spec.name: spec for spec in points}
         absent = f"{self.path} is a database, which keeps no activations: open the recording, il.open('….mcap')"
-        return Catalogue(specs, lambda name: Activations(self._selection, specs[name]), "tap point", absent)
+        return Catalogue(specs, lambda name: Activations(self.selection, specs[name]), "tap point", absent)
 
     @property
     def features(self) -> Mapping[str, Features]:
         """By dictionary's name, or by tap point where one dictionary reads it; see Features."""
         stored, known = self._analysis("features"), self._dictionaries
-        return Catalogue(known, lambda name: Features(self._selection, stored, known[name]), "dictionary or tap point")
+        return Catalogue(known, lambda name: Features(self.selection, stored, known[name]), "dictionary or tap point")
 
     @cached_property
     def _dictionaries(self) -> dict[str, DictionaryRow]:
@@ -204,7 +210,7 @@ class Run:
         `step` counts within the episode where one is given, else it is the agent's. `seq`: the frame of that number
         instead. Nothing given: the first frame.
         """
-        selection = self._selection.narrowed(episode=episode, env=env)
+        selection = self.selection.narrowed(episode=episode, env=env)
         if step is not None and episode is None:
             selection = selection.narrowed(steps=(step, step + 1))
         seen: list[int] = []
@@ -253,13 +259,13 @@ class Run:
         found = []
         if self._stored is not None:
             for d in {row.hash: row for row in self._dictionaries.values()}.values():
-                codes = Features(self._selection, self._stored, d).row(batch, int(rows[0]))
+                codes = Features(self.selection, self._stored, d).row(batch, int(rows[0]))
                 order = np.argsort(-np.abs(codes.data), kind="stable")[:_SHOWN]
                 named = tuple((f"f{codes.indices[i]}", float(codes.data[i])) for i in order)
                 found.append((f"features of {d.name}", named))
         if not found and self._recorded is not None:
             for spec in self.manifest.tap_points:
-                values = Activations(self._selection, spec).of(batch, rows).reshape(-1).astype(np.float64)
+                values = Activations(self.selection, spec).of(batch, rows).reshape(-1).astype(np.float64)
                 order = np.argsort(-np.nan_to_num(np.abs(values), nan=-1.0), kind="stable")[:_SHOWN]
                 found.append((f"units of {spec.name}", tuple((f"u{i}", float(values[i])) for i in order)))
         return found
@@ -269,14 +275,14 @@ class Run:
     def __repr__(self) -> str:
         manifest = self.manifest
         points = ", ".join(p.name for p in manifest.tap_points)
-        frames = len(self) if self._selection.whole else "some"
-        what = f"{frames} frames ({self._selection.where}), points {points}"
+        frames = len(self) if self.selection.whole else "some"
+        what = f"{frames} frames ({self.selection.where}), points {points}"
         return f"<run {self.name!r} of {manifest.environment or 'an agent'}: {what}; {self.path}>"
 
     def _repr_html_(self) -> str:
         manifest = self.manifest
         rows = [
-            ("frames", f"{len(self):,}", str(self._selection.where)),
+            ("frames", f"{len(self):,}", str(self.selection.where)),
             ("agent", manifest.agent or "–", manifest.weights),
             ("environment", manifest.environment or "–", f"{manifest.num_envs} at once" if manifest.num_envs > 1 else ""),
             ("boots", str(len(self.boots)), ""),

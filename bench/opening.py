@@ -29,7 +29,9 @@ frames = len(run)
 opened = time.perf_counter() - begin
 answer = eval(sys.argv[2])
 took = time.perf_counter() - begin
-print(json.dumps({"opened_s": opened, "seconds": took, "cpu": time.process_time() - cpu, "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "frames": frames,
+cpu = time.process_time() - cpu
+print(json.dumps({"opened_s": opened, "seconds": took, "cpu": cpu,
+                  "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "frames": frames,
                   "torch": "torch" in sys.modules, "answer": str(answer)}))
 """
 QUESTIONS = {
