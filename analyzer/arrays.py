@@ -26,8 +26,8 @@ __all__ = ["Activations", "Catalogue", "Features", "encoded_rows"]
 Array = npt.NDArray[Any]
 Rows = npt.NDArray[np.int64]
 Content = TypeVar("Content")
-_FLOAT32_FROM_BFLOAT16: Final = 16
-"""Bits to shift."""
+_BITS: Final = 16
+"""A bfloat16 is the upper bits of a float32."""
 _ASKED: Final = 4096
 """Frames whose codes are asked of the database at once."""
 
@@ -146,8 +146,7 @@ class Activations(_Lazy):
         values = batch.activations.get(self.point)
         if values is None or values.shape[1:] != self._spec.shape:
             return out
-        if values.dtype == np.uint16:
-            values = (values.astype(np.uint32) << _FLOAT32_FROM_BFLOAT16).view(np.float32)
+        values = _float(values)
         present = batch.present.get(self.point)
         if present is None:
             return values[rows].astype(self.dtype, copy=False)
@@ -222,7 +221,7 @@ class Features(_Lazy):
     def _of(self, batch: FrameBatch, rows: Rows, codes: Codes | None) -> tuple[FrameBatch, Rows, Any, npt.NDArray[np.bool_]]:
         from scipy.sparse import csr_array
 
-        place = encoded_rows(batch, codes)[rows]
+        place = encoded_rows(batch, codes, self.dictionary.point)[rows]
         mask = place >= 0
         if codes is None or not mask.any():
             return batch, rows, csr_array((len(rows), self.dictionary.features), dtype=np.float32), np.zeros(len(rows), np.bool_)
@@ -230,15 +229,30 @@ class Features(_Lazy):
         return batch, rows, held if mask.all() else _blank(held, mask), mask
 
 
-def encoded_rows(batch: FrameBatch, codes: Codes | None) -> Rows:
-    """(rows,) the row of `codes` that holds each frame of a batch; -1 where it was not encoded."""
+def encoded_rows(batch: FrameBatch, codes: Codes | None, point: str = "") -> Rows:
+    """(rows,) the row of `codes` that holds each frame of a batch; -1 where it was not encoded.
+
+    What was encoded is what the tap point has finite activations for. Without activations (a database) it is taken from
+    `forward_age`, and where that does not fit, it is not known.
+    """
     rows = np.full(batch.rows, -1, np.int64)
-    if codes is not None:
-        # rows without a forward pass are not encoded; where some were refused for NaN it is not known which
-        encoded = np.arange(batch.rows) if codes.rows == batch.rows else np.flatnonzero(batch.columns["forward_age"] == 0)
-        if len(encoded) == codes.rows:
-            rows[encoded] = np.arange(codes.rows)
+    if codes is None:
+        return rows
+    encoded = np.arange(batch.rows)
+    if codes.rows != batch.rows:
+        encoded = np.flatnonzero(batch.columns["forward_age"] == 0)
+        values = batch.activations.get(point)
+        if values is not None:
+            finite = np.isfinite(_float(values).reshape(len(values), -1)).all(axis=1)
+            encoded = batch.rows_of(point)[finite].astype(np.int64)
+    if len(encoded) == codes.rows:
+        rows[encoded] = np.arange(codes.rows)
     return rows
+
+
+def _float(values: Array) -> Array:
+    """bfloat16 bits as float32; anything else as it is."""
+    return (values.astype(np.uint32) << _BITS).view(np.float32) if values.dtype == np.uint16 else values
 
 
 def _blank(rows: Any, mask: npt.NDArray[np.bool_]) -> Any:

@@ -49,6 +49,9 @@ def export(run: Run, out: Path, *, what: Iterable[str] | None = None, format: st
     format = format or (out.suffix[1:] if single else "parquet")
     if format not in FORMATS or (single and out.suffix[1:] != format):
         raise RecordingError(f"format {format!r} for {out}; give {' or '.join(FORMATS)}, and a file name that ends so")
+    for kind in wanted:
+        if kind in _ANALYSIS and not run.analysed:
+            getattr(run, kind)  # says what makes one
     tables = [table for kind in wanted for table in _tables(run, kind)]
     if single and len(tables) != 1:
         raise RecordingError(f"{out} is one file, but {len(tables)} tables are asked for: name a folder, or one of them")

@@ -152,7 +152,8 @@ def test_any_damage_is_survived(tmp_path: Path) -> None:
 
 def test_a_part_keeps_its_place(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path / "run.mcap", rotate_bytes=3_000)
-    for message in [manifest(), *(batch(i * 2) for i in range(60))]:
+    messages: list[Message] = [manifest(), *(batch(i * 2) for i in range(60))]
+    for message in messages:
         recorder.write(message)
         recorder.flush()
     recorder.close()
