@@ -27,10 +27,11 @@ MAX_BYTES: Final = 8 << 30
 """Size of a database, in bytes, from which on old frames go."""
 SHOWN_S: Final = 120.0
 """Frame time, in seconds, that stays whatever the size: the page shows it."""
-EVIDENCE: Final[tuple[str, ...]] = (
-    "SELECT s.boot, p.window_first_seq, p.window_next_seq FROM peaks p JOIN sections s ON s.id = p.section_id",
+EVIDENCE: Final[tuple[tuple[str, str], ...]] = (
+    ("peaks", "SELECT s.boot, p.window_first_seq, p.window_next_seq FROM peaks p JOIN sections s ON s.id = p.section_id"),
+    ("cited", "SELECT boot, first_seq, next_seq FROM cited"),  # by explanations and narration; there once something was explained
 )
-"""Queries for (boot, first_seq, next_seq) of spans that are cited."""
+"""Tables of spans that are cited, and queries for (boot, first_seq, next_seq) of them."""
 _EVERY_NS: Final = 1_000_000_000
 _EVIDENCE_NS: Final = 60_000_000_000
 _BATCHES: Final = 250
@@ -100,7 +101,9 @@ class Retention:
     def _spans(self) -> dict[str, tuple[Ints, Ints]]:
         """Cited spans by boot, merged: their beginnings and ends, both rising."""
         by_boot: dict[str, list[tuple[int, int]]] = {}
-        for query in EVIDENCE:
+        for table, query in EVIDENCE:
+            if not self._store.one("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", table):
+                continue
             for boot, first, end in self._store.all(query):
                 by_boot.setdefault(boot, []).append((first, end))
         merged: dict[str, tuple[Ints, Ints]] = {}

@@ -31,8 +31,8 @@ from interlatent_live.explainer.table import Features, Table
 from interlatent_live.stream.errors import PredicateError
 
 __all__ = [
-    "LIVE_DENSITY", "LIVE_POSITIVES", "Counts", "Interval", "Score", "difference", "frequency_weighted_f1", "live",
-    "score", "split",
+    "LIVE_DENSITY", "LIVE_POSITIVES", "Counts", "Interval", "Score", "difference", "frequency_weighted_f1",
+    "held_out_episodes", "live", "score", "split",
 ]
 
 Mask = npt.NDArray[np.bool_]
@@ -89,9 +89,14 @@ def split(table: Table, held_out: float = 0.4) -> tuple[Mask, Mask]:
     """
     if not 0 <= held_out <= 1:
         raise PredicateError(f"the held-out share is {held_out}; it must be between 0 and 1")
-    chosen = (np.arange(1, table.episodes + 1) * _GOLDEN) % 1.0 < held_out
-    test: Mask = chosen[table.groups]
+    test = held_out_episodes(np.arange(table.episodes), held_out)[table.groups]
     return ~test, test
+
+
+def held_out_episodes(numbers: npt.NDArray[np.int64], share: float = 0.4) -> Mask:
+    """(n,) whether the episodes of these `numbers`, counted from 0 in order of appearance, are held out."""
+    chosen: Mask = ((numbers + 1) * _GOLDEN) % 1.0 < share
+    return chosen
 
 
 def live(table: Table, held_out: Mask) -> npt.NDArray[np.int64]:

@@ -161,6 +161,18 @@ class Features:
         dense: npt.NDArray[np.int64] = np.count_nonzero(self._matrix[rows], axis=0)
         return dense
 
+    def counts_by(self, groups: npt.NDArray[np.int64], count: int, rows: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+        """(count, features) in how many of the `rows` of each group, numbered by `groups` (rows,), each is active."""
+        features = self.shape[1]
+        if self._sparse:
+            row, feature = self._matrix.indices, np.repeat(np.arange(features), np.diff(self._matrix.indptr))
+            kept = rows[row] & (self._matrix.data != 0)
+            row, feature = row[kept], feature[kept]
+        else:
+            row, feature = np.nonzero((self._matrix != 0) & rows[:, None])
+        found: npt.NDArray[np.int64] = np.bincount(groups[row] * features + feature, minlength=count * features)
+        return found.reshape(count, features)
+
 
 class Table:
     """Frames as named columns."""

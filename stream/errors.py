@@ -22,7 +22,8 @@
     ├── AgentError                a reference agent that cannot be made on this machine
     ├── PredicateError            text or data that is no predicate over what is known here; `.position` in a text
     │   └── UnknownName           carries close names
-    └── HypothesisError           an explanation that is refused; `.reason` is the counter it falls under
+    ├── HypothesisError           an explanation that is refused; `.reason` is the counter it falls under
+    └── LanguageModelError        a language model that cannot be asked; `.reason` as above
 
 Messages name the value, the limit and the remedy. Foreign errors (zmq, sqlite3, mcap, safetensors, pydantic) are
 translated where they enter.
@@ -39,6 +40,7 @@ __all__ = [
     "ForeignDatabase",
     "HypothesisError",
     "InterlatentError",
+    "LanguageModelError",
     "MalformedMessage",
     "NonFiniteMessage",
     "OversizedMessage",
@@ -180,3 +182,12 @@ class HypothesisError(InterlatentError):
         super().__init__(message)
         self.reason = reason
         """'unreadable', 'prose', 'unknown_name', 'predicate' or 'impossible'."""
+
+
+class LanguageModelError(InterlatentError):
+    """A language model that cannot be asked as it is configured."""
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        """'configuration'."""

@@ -26,7 +26,7 @@ def cartpole() -> Table:
     agent = AGENTS["cartpole"]
     env, policy = agent.make_env(), agent.make_policy()
     hidden: list[np.ndarray] = []
-    policy[3].register_forward_hook(lambda module, inputs, output: hidden.append(output.detach().numpy().reshape(-1)))
+    policy.get_submodule("3").register_forward_hook(lambda module, inputs, output: hidden.append(output.detach().numpy().reshape(-1)))
     observations, actions, episodes, steps = [], [], [], []
     for episode in range(EPISODES):
         observation, _ = env.reset(seed=episode, options={"low": -0.2, "high": 0.2})

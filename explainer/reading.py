@@ -1,0 +1,237 @@
+"""What the explainer wrote, for the page and the command line: explanations by feature, narration, its state. No torch.
+
+`Pages` is a `Reader` with more questions, so one connection and one consistent moment serve both. Before the explainer
+has run once, every answer is empty. Prose and names come from outside: escape them where they are drawn.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from interlatent_live.analyzer.queries import Reader
+from interlatent_live.explainer.scoring import LIVE_DENSITY, LIVE_POSITIVES
+
+__all__ = ["Attempt", "Explanation", "NarrationLine", "Pages", "ScoreRow"]
+
+_SCORES: Final = (
+    "basis, scored_wall_ns, frames, positives, episodes, balanced_accuracy, low, high, sensitivity, specificity, f1, shuffled, "
+    "base_f1, base_rate"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRow:
+    """How well an explanation does; None where it cannot be computed."""
+
+    basis: str
+    """'live': on this stream, on frames it was not made from; 'held_out': when it was made."""
+    scored_wall_ns: int
+    frames: int
+    positives: int
+    episodes: int
+    balanced_accuracy: float | None
+    low: float | None
+    high: float | None
+    sensitivity: float | None
+    specificity: float | None
+    f1: float | None
+    shuffled: float | None
+    base_f1: float | None
+    base_rate: float | None
+
+    @property
+    def established(self) -> bool:
+        """Whether there is enough of both classes, in several episodes."""
+        return self.low is not None and LIVE_POSITIVES <= self.positives <= self.frames - LIVE_POSITIVES
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """One version of a feature's explanation, or a feature that has none."""
+
+    feature: int
+    label: str | None
+    """The user's name where there is one; None where nobody gave any."""
+    named_by_user: bool
+    description: str | None
+    predicate: str | None
+    clauses: int
+    source: str | None
+    """'rules', 'llm:<model>' or 'user'."""
+    made_from: str | None
+    """'here', or what shipped explanations were made from."""
+    version: int
+    id: int | None
+    created_wall_ns: int | None
+    stale: str | None
+    """Why its score is of another time; None while it is not."""
+    score: ScoreRow | None
+    """The one to show: the live one once it is established, else that of its making."""
+    scores: tuple[ScoreRow, ...]
+    density: float | None
+    """Fraction of the frames in which the feature is active."""
+    live: bool
+    """Worth explaining: density 1-90 %, 20 held-out active frames."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `interlatent-live explanations --json` prints it."""
+        score = self.score
+        interval = None if score is None else {"mean": score.balanced_accuracy, "low": score.low, "high": score.high}
+        return {
+            "feature": self.feature, "label": self.label, "description": self.description, "predicate": self.predicate,
+            "balanced_accuracy": interval, "shuffled": None if score is None else score.shuffled, "clauses": self.clauses,
+            "source": self.source,
+            "age_s": None if self.created_wall_ns is None else max(0.0, time.time() - self.created_wall_ns / 1e9),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class NarrationLine:
+    """One line, with its moment and what supports it."""
+
+    id: int
+    boot: str
+    env: int
+    kind: str
+    """'begin', 'surprise', 'regime', 'episode', 'drift' or 'steady'."""
+    seq: int
+    first_seq: int
+    next_seq: int
+    """Frames [first_seq, next_seq) are what it is about."""
+    time_s: float
+    """Seconds since the boot began, on the agent's clock."""
+    wall_ns: int
+    episode: int
+    episode_step: int
+    text: str
+    action: str
+    features: tuple[Mapping[str, Any], ...]
+    """feature, name, label, explanation, score, low, high, share, usual, holds: see explainer.narrator.Mention."""
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A proposal that did not become a version."""
+
+    wall_ns: int
+    feature: int
+    source: str
+    reason: str
+    detail: str
+
+
+class Pages(Reader):
+    """Everything the store's reader answers, and what the explainer wrote."""
+
+    def explained(self) -> bool:
+        """Whether the explainer has ever written here."""
+        return bool(self._first("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'explainer_state'"))
+
+    def subject_hash(self) -> str | None:
+        """Dictionary of the newest section that explanations are of."""
+        row = self._first("SELECT dictionary_hash FROM explanations ORDER BY id DESC LIMIT 1") if self.explained() else ()
+        newest = self._first(
+            "SELECT s.dictionary_hash FROM sections s WHERE s.boot = (SELECT boot FROM sections ORDER BY id DESC LIMIT 1) AND "
+            "s.first_seq = (SELECT max(first_seq) FROM sections t WHERE t.boot = s.boot) ORDER BY s.id LIMIT 1"
+        )
+        return str(newest[0]) if newest else str(row[0]) if row else None
+
+    def explanations(self, dictionary_hash: str | None = None, *, everything: bool = False) -> list[Explanation]:
+        """The newest version of each live feature, by feature. `everything`: of every feature that was ever active."""
+        hash_ = dictionary_hash or self.subject_hash()
+        if hash_ is None or not self.explained():
+            return []
+        names = self._names(hash_)
+        features = {
+            int(f): (density, bool(live))
+            for f, density, live in self._rows("SELECT feature, density, live FROM features WHERE dictionary_hash = ?", hash_)
+        }
+        newest = {
+            int(row[1]): row
+            for row in self._rows(f"SELECT {_EXPLANATION} FROM explanations WHERE dictionary_hash = ? ORDER BY feature, version", hash_)
+        }
+        scores: dict[int, list[ScoreRow]] = {}
+        for id, *rest in self._rows(
+            f"SELECT explanation_id, {_SCORES} FROM scores WHERE explanation_id IN "
+            "(SELECT max(id) FROM explanations WHERE dictionary_hash = ? GROUP BY feature)", hash_,
+        ):  # fmt: skip
+            scores.setdefault(id, []).append(ScoreRow(*rest))
+        found = []
+        for feature in sorted(features.keys() | newest.keys() | names.keys()):
+            row = newest.get(feature)
+            density, live = features.get(feature, (None, False))
+            made = _explanation(feature, row, scores.get(row[0], []) if row else [], names.get(feature), density, live)
+            if everything or (live and row is not None):
+                found.append(made)
+        return found
+
+    def versions(self, dictionary_hash: str, feature: int) -> list[Explanation]:
+        """Every version of a feature's explanation, oldest first."""
+        if not self.explained():
+            return []
+        rows = self._rows(
+            f"SELECT {_EXPLANATION} FROM explanations WHERE dictionary_hash = ? AND feature = ? ORDER BY version", dictionary_hash, feature
+        )
+        made = []
+        for row in rows:
+            scores = [ScoreRow(*s) for s in self._rows(f"SELECT {_SCORES} FROM scores WHERE explanation_id = ?", row[0])]
+            made.append(_explanation(feature, row, scores, None, None, False))
+        return made
+
+    def attempts(self, dictionary_hash: str, feature: int | None = None, limit: int = 100) -> list[Attempt]:
+        """The last proposals that came to nothing, oldest first."""
+        if not self.explained():
+            return []
+        where, values = ("AND feature = ?", [feature]) if feature is not None else ("", [])
+        sql = f"SELECT wall_ns, feature, source, reason, detail FROM attempts WHERE dictionary_hash = ? {where} ORDER BY id DESC LIMIT ?"
+        return [Attempt(*row) for row in self._rows(sql, dictionary_hash, *values, limit)][::-1]
+
+    def evidence(self, explanation: int) -> list[tuple[str, int, int]]:
+        """(boot, first_seq, next_seq) of the frames that an explanation cites; they stay when old frames go."""
+        if not self.explained():
+            return []
+        rows = self._rows("SELECT boot, first_seq, next_seq FROM cited WHERE kind = 'explanation' AND ref = ?", explanation)
+        return [(str(boot), int(first), int(end)) for boot, first, end in rows]
+
+    def narration(self, boot: str, after_id: int = 0, limit: int = 50) -> list[NarrationLine]:
+        """The newest lines of a boot after an id, oldest first."""
+        if not self.explained():
+            return []
+        rows = self._rows(
+            "SELECT id, boot, env, kind, seq, first_seq, next_seq, time_s, wall_ns, episode, episode_step, text, action, features, source "
+            "FROM narration WHERE boot = ? AND id > ? ORDER BY id DESC LIMIT ?", boot, after_id, limit,
+        )  # fmt: skip
+        return [NarrationLine(*(*row[:13], tuple(json.loads(row[13])), row[14])) for row in rows][::-1]
+
+    def explainer_status(self) -> Mapping[str, Any] | None:
+        """What the explain service is at: wall_ns (when it said so), waiting, explained, outside, llm, …; None before it ran."""
+        row = self._first("SELECT value FROM explainer_state WHERE key = 'status'") if self.explained() else ()
+        return dict(json.loads(row[0])) if row else None
+
+    def _names(self, hash_: str) -> dict[int, str]:
+        return dict(self._rows("SELECT feature, label FROM user_names WHERE dictionary_hash = ? ORDER BY id", hash_))
+
+
+_EXPLANATION: Final = "id, feature, label, description, predicate, clauses, source, made_from, version, created_wall_ns, stale"
+
+
+def _explanation(
+    feature: int, row: tuple[Any, ...] | None, scores: list[ScoreRow], name: str | None, density: float | None, live: bool
+) -> Explanation:
+    if density is not None and not (math.isfinite(density) and LIVE_DENSITY[0] <= density <= LIVE_DENSITY[1]):
+        live = False
+    if row is None:
+        return Explanation(feature, name, name is not None, None, None, 0, None, None, 0, None, None, None, None, (), density, live)
+    id, _, label, description, predicate, clauses, source, made_from, version, created, stale = row
+    shown = next((s for s in scores if s.basis == "live" and s.established), None)
+    shown = shown or next((s for s in scores if s.basis == "held_out"), None)
+    return Explanation(
+        feature, name if name is not None else label, name is not None, description, predicate, clauses, source, made_from, version, id,
+        created, stale, shown, tuple(scores), density, live,
+    )  # fmt: skip

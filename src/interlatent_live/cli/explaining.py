@@ -1,0 +1,305 @@
+"""Commands that explain: `explain`, `explanations`, `diff`."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .application import AsJson, app
+from .output import err, jsonable, plain, print_line, print_result, print_table
+
+if TYPE_CHECKING:
+    from interlatent_live.explainer.asking import Configuration
+    from interlatent_live.explainer.explaining import Current, Explaining
+    from interlatent_live.explainer.narrator import Line
+    from interlatent_live.explainer.scoring import Score
+    from interlatent_live.explainer.source import Frames
+
+__all__: list[str] = []
+
+
+@app.command()
+def explain(
+    db: Annotated[Path, typer.Option(help="A database that an analyzer made, or is making.")],
+    feature: Annotated[list[int] | None, typer.Option(help="Explain this feature; may be repeated.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Explain every live feature again.")] = False,
+    live: Annotated[bool, typer.Option("--live", help="Keep explaining, checking and narrating while the database grows.")] = False,
+    tried: Annotated[str | None, typer.Option("--try", help="Score this predicate against every feature, or against --feature.")] = None,
+    name: Annotated[tuple[int, str] | None, typer.Option("--name", help="Call a feature so; with --try, explain it so.")] = None,
+    llm: Annotated[bool, typer.Option("--llm", help="Ask a language model as well (OPENAI_BASE_URL, OPENAI_API_KEY).")] = False,
+    model: Annotated[str | None, typer.Option(help="The model to ask; default: OPENAI_MODEL.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the request that would be sent, and send nothing.")] = False,
+    ship: Annotated[Path | None, typer.Option(help="Also write what was found to this explanations.json.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Explain features by rules over the named metrics, each with its score on episodes it has not seen.
+
+    Example: `interlatent-live explain --db r.db`, `interlatent-live explain --db r.db --try 'pole_angle > 0.1'`
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy is imported: one core, and not the agent's
+    asking = _configuration(model) if llm or dry_run else None
+    if live:
+        _live(db, asking, as_json)
+    elif tried is not None and name is None:
+        _try(db, tried, feature, as_json)
+    elif name is not None:
+        _name(db, *name, tried, as_json)
+    elif dry_run:
+        _dry_run(db, feature, asking)
+    else:
+        _explain(db, feature, everything, asking, ship, as_json)
+
+
+@app.command()
+def explanations(
+    db: Annotated[Path, typer.Argument(help="A database.")],
+    unscored: Annotated[bool, typer.Option("--unscored", help="Also features that are not live, or not explained.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """The newest explanation of each live feature, with its score.
+
+    Example: `interlatent-live explanations r.db --json`
+    """
+    from interlatent_live.explainer.reading import Pages
+
+    if not db.is_file():
+        raise typer.BadParameter(f"{db} is not a file")
+    with Pages(db) as pages, pages.consistent():
+        found = [e.to_dict() for e in pages.explanations(everything=unscored)]
+    print_table(found, as_json, ("feature", "label", "balanced_accuracy", "shuffled", "predicate", "source"))
+
+
+@app.command()
+def diff(
+    db: Annotated[Path, typer.Argument(help="A database.")],
+    a: Annotated[str | None, typer.Option("--a", help="A predicate: the frames of interest.")] = None,
+    b: Annotated[str | None, typer.Option("--b", help="A predicate: the frames to compare with; default: the rest.")] = None,
+    worst: Annotated[int | None, typer.Option(help="Instead: the worst so many episodes by return against as many of the best.")] = None,
+    top: Annotated[int, typer.Option(help="Rows to print; --json prints all.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """What differs between two selections of frames: metrics and features, with effect size, interval by episode and FDR.
+
+    Example: `interlatent-live diff r.db --a 'steps_to_end < 100 and episode_terminated > 0'`
+    """
+    from interlatent_live.explainer.differing import compare, extremes
+    from interlatent_live.explainer.grammar import parse
+    from interlatent_live.explainer.reading import Pages
+
+    if (a is None) == (worst is None):
+        raise typer.BadParameter("give either --a PREDICATE (and --b), or --worst COUNT")
+    frames, subject = _frames(db)
+    table = frames.table
+    if worst is not None:
+        (one, other), used = extremes(table, worst), ["episode_return"]
+    else:
+        first = parse(a or "", table.vocabulary)
+        truth = first.evaluate(table)
+        second = parse(b, table.vocabulary) if b else None
+        one, other = truth.holds, truth.defined & ~truth.holds if second is None else second.holds(table)
+        used = [*first.names, *(second.names if second else ())]
+    assert table.features is not None
+    active = table.features.counts() > 0
+    metrics = [m.name for m in subject.manifest.metrics]
+    found = compare(table, one, other, metrics=metrics, features=[int(f) for f in active.nonzero()[0]], without=used)
+    with Pages(db) as pages:
+        labels = {e.feature: e.label for e in pages.explanations(subject.dictionary.hash, everything=True)}
+    rows = [{**asdict(d), "label": None if d.feature is None else labels.get(d.feature)} for d in found]
+    if as_json:
+        print_table(rows, True)
+        return
+    err.print(f"a: {int(one.sum())} frames of {len(set(table.groups[one].tolist()))} episodes; "
+              f"b: {int(other.sum())} of {len(set(table.groups[other].tolist()))}", soft_wrap=True)
+    print_table(rows[:top], False, ("name", "label", "a", "b", "difference", "low", "high", "effect", "q"))
+
+
+def _frames(db: Path, max_frames: int = 300_000) -> tuple[Frames, Any]:
+    """All frames of a database's newest subject."""
+    from interlatent_live.explainer.source import Source
+    from interlatent_live.stream.errors import StoreError
+
+    source = Source(db, max_frames=max_frames)
+    try:
+        while source.pull():
+            pass
+        frames = source.kept()
+        if frames is None or source.subject is None:
+            raise StoreError(f"{db} holds no frames with features; `interlatent-live analyze` makes them")
+        return frames, source.subject
+    finally:
+        source.close()
+
+
+def _explain(
+    db: Path, features: list[int] | None, again: bool, asking: Configuration | None, ship: Path | None, as_json: bool
+) -> None:
+    from interlatent_live.explainer.service import explain_once
+    from interlatent_live.explainer.shipping import save_shipped
+
+    def say(done: int, of: int) -> None:
+        if not as_json and done < of:
+            err.print(f"{done} of {of} features fitted")
+
+    asker = None if asking is None else asking.make
+    explaining, frames, made = explain_once(db, features=features, again=again or ship is not None, progress=say, asker=asker)
+    if ship is not None:
+        from interlatent_live.analyzer.digest import digest
+
+        made_from = f"interlatent-live explain --db {db.name} --ship {ship.name}"
+        save_shipped(ship, explaining, made_from=made_from, evidence_hash=digest(db)[:16])
+    alive = set(explaining.alive(frames))
+    shown = features if features is not None else sorted(f for f in explaining.current if f in alive)
+    rows = [_row(explaining.current[f]) for f in shown if f in explaining.current]
+    if as_json:
+        print_line({"db": str(db), **_summary(explaining, frames), "made": len(made), "explanations": rows}, True, "")
+        return
+    print_table(rows[:40], False, ("feature", "label", "balanced_accuracy", "low", "high", "shuffled", "predicate"))
+    print_result(_summary(explaining, frames), False)
+
+
+def _summary(explaining: Explaining, frames: Frames) -> dict[str, Any]:
+    """The score table in one row."""
+    import numpy as np
+
+    from interlatent_live.explainer.scoring import frequency_weighted_f1
+
+    alive = explaining.alive(frames)
+    scores = [c.score for f in alive if (c := explaining.current.get(f)) is not None and c.score is not None]
+    accuracy = np.array([s.balanced_accuracy.mean for s in scores])
+    known = accuracy[np.isfinite(accuracy)]
+    return {
+        "frames": frames.table.rows,
+        "episodes": frames.table.episodes,
+        "live_features": len(alive),
+        "explained": len(scores),
+        "median_balanced_accuracy": float(np.median(known)) if len(known) else None,
+        "share_at_least_0.8": float(np.mean(known >= 0.8)) if len(known) else None,
+        "shuffled": float(np.nanmean([s.shuffled for s in scores])) if len(scores) > 1 else None,
+        "frequency_weighted_f1": frequency_weighted_f1(scores) if scores else None,
+    }
+
+
+def _row(current: Current) -> dict[str, Any]:
+    score = current.score
+    interval = None if score is None else score.balanced_accuracy
+    return {
+        "feature": current.feature,
+        "label": current.label,
+        "description": current.description,
+        "predicate": str(current.predicate),
+        "balanced_accuracy": None if interval is None else interval.mean,
+        "low": None if interval is None else interval.low,
+        "high": None if interval is None else interval.high,
+        "shuffled": None if score is None else score.shuffled,
+        "source": current.source,
+        "version": current.version,
+        "stale": current.stale,
+    }
+
+
+def _try(db: Path, text: str, features: list[int] | None, as_json: bool) -> None:
+    from interlatent_live.explainer.grammar import parse
+    from interlatent_live.explainer.reading import Pages
+    from interlatent_live.explainer.scoring import live, score
+
+    frames, subject = _frames(db)
+    predicate = parse(text, frames.table.vocabulary)
+    numbers = features or [int(f) for f in live(frames.table, frames.held_out)]
+    numbers = [f for f in numbers if f"f{f}" not in predicate.names]
+    scores = score([predicate] * len(numbers), numbers, frames.table, frames.held_out)
+    with Pages(db) as pages:
+        labels = {e.feature: e.label for e in pages.explanations(subject.dictionary.hash, everything=True)}
+    rows = sorted((_tried(s, labels.get(s.feature)) for s in scores), key=lambda r: -(r["balanced_accuracy"] or 0))
+    if as_json:
+        print_line({"predicate": str(predicate), "features": rows}, True, "")
+    else:
+        err.print(f"{plain(str(predicate))} on {int(frames.held_out.sum())} held-out frames", soft_wrap=True)
+        print_table(rows[:10], False, ("feature", "balanced_accuracy", "low", "high", "sensitivity", "specificity", "label"))
+
+
+def _tried(score: Score, label: str | None) -> dict[str, Any]:
+    interval = score.balanced_accuracy
+    row = {
+        "feature": score.feature, "balanced_accuracy": interval.mean, "low": interval.low, "high": interval.high,
+        "sensitivity": score.sensitivity, "specificity": score.specificity, "positives": score.positives, "label": label,
+    }  # fmt: skip
+    return dict(jsonable(row))
+
+
+def _name(db: Path, feature: int, label: str, text: str | None, as_json: bool) -> None:
+    from interlatent_live.explainer.grammar import parse
+    from interlatent_live.explainer.hypothesis import Hypothesis
+    from interlatent_live.explainer.notebook import Notebook
+    from interlatent_live.explainer.service import explain_once
+    from interlatent_live.explainer.source import Source
+    from interlatent_live.explainer.table import Vocabulary
+    from interlatent_live.stream.errors import HypothesisError, StoreError
+
+    source = Source(db)
+    try:
+        source.pull(1)
+        if source.subject is None:
+            raise StoreError(f"{db} holds no features to name yet")
+        subject = source.subject
+    finally:
+        source.close()
+    if not 0 <= feature < subject.dictionary.features:
+        raise typer.BadParameter(f"there is no feature {feature}; they go from 0 to {subject.dictionary.features - 1}")
+    predicate = parse(text, Vocabulary.of(subject.manifest, subject.dictionary.features)) if text else None
+    try:
+        label = Hypothesis(label=label, description="", predicate=predicate, source="user").label
+    except ValueError as error:
+        raise HypothesisError(f"{label!r} cannot be a name: {_first(error)}", reason="prose") from None
+    with Notebook(db, service=False) as notebook:
+        notebook.name(subject.dictionary.hash, feature, label, None if predicate is None else str(predicate))
+    scored: dict[str, Any] = {}
+    if predicate is not None:
+        try:  # a running service takes it up by itself
+            explaining, _, _ = explain_once(db, features=[])
+            scored = _row(explaining.current[feature]) if feature in explaining.current else {}
+        except StoreError as error:
+            err.print(plain(str(error)), soft_wrap=True)
+    print_result({"feature": feature, "label": label, **{k: scored[k] for k in ("predicate", "balanced_accuracy") if k in scored}}, as_json)
+
+
+def _first(error: ValueError) -> str:
+    from pydantic import ValidationError
+
+    return str(error.errors()[0]["msg"]).removeprefix("Value error, ") if isinstance(error, ValidationError) else str(error)
+
+
+def _live(db: Path, asking: Configuration | None, as_json: bool) -> None:
+    from interlatent_live.explainer.service import Service
+    from interlatent_live.launch import Stop
+
+    def say(line: Line) -> None:
+        text = f"{line.time_s:.1f} s, episode {line.episode}, step {line.episode_step}: {line.text}"
+        print_line(asdict(line), as_json, text)
+
+    stop = Stop()
+    service = Service(db, asker=None if asking is None else asking.make, on_line=say)
+    done = service.run(stop, stop.wait)
+    if not as_json:
+        print_result(asdict(done), False)
+
+
+def _configuration(model: str | None) -> Configuration:
+    from interlatent_live.explainer.asking import Configuration
+
+    return Configuration.from_environment(model)
+
+
+def _dry_run(db: Path, features: list[int] | None, asking: Configuration | None) -> None:
+    from interlatent_live.explainer.asking import request
+    from interlatent_live.explainer.scoring import live
+
+    assert asking is not None
+    frames, subject = _frames(db)
+    numbers = features or [int(f) for f in live(frames.table, frames.held_out)][:1]
+    for number in numbers:
+        print(json.dumps(request(asking, subject, frames, number).body, indent=2, ensure_ascii=False))  # noqa: T201 - the command's result
