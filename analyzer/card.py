@@ -2,13 +2,15 @@
 
     fvu        = sum |y - y^|^2 / sum |y - mean(y)|^2 over all held-out frames, in float64
     l0         = mean number of active latents a frame
-    dead_share = latents active in no frame at all, held-out or not
+    dead_share = latents active in no frame at all, held-out or not; `alive_after`: the same as frames go by
+    cosine, norm_ratio   mean of cos(y - m, y^ - m), and |y^ - m| / |y - m| as a ratio of sums, m the mean output
+    fvu_by_phase         FVU by steps into the episode, against the variance of all held-out frames
+    density    of a latent: share of held-out frames in which it is active; a histogram of log10
     quantiles  of fvu and l0 over windows of one second, as `analyzer.quality` measures them live (around
                `mean_out`); windows overlap by three quarters: a recording has few seconds
 
-Baselines at the same number of active terms, k = round(l0): PCA (the first k components of the output), the k outputs
-furthest from their mean ('neurons'), random directions with a fitted decoder ('random'), the mean. What this card
-cannot know (return recovery and what the action does) is null.
+Beside `analyzer.baselines` with as many active terms. With the policy behind the output point (`analyzer.effect`) also
+what the error does to the action; return recovery needs rollouts: `analyzer.recovery`. What is not known is null.
 """
 
 from __future__ import annotations
@@ -20,35 +22,43 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from interlatent_live.analyzer.baselines import baselines
 from interlatent_live.analyzer.dictionary import Dictionary
+from interlatent_live.analyzer.effect import Effect
+from interlatent_live.analyzer.rollout import Splice
 from interlatent_live.analyzer.samples import Samples
 
 __all__ = ["QUANTILES", "judge", "quantiles"]
 
 QUANTILES: Final = {"q001": 0.001, "q01": 0.01, "q50": 0.5, "q99": 0.99, "q999": 0.999}
 WINDOW_S: Final = 1.0
+PHASES: Final = (0, 10, 25, 50, 100, 200, 500, 1000)
+"""First steps of the phases of an episode."""
+DENSITY_EDGES: Final = (-5.0, -4.5, -4.0, -3.5, -3.0, -2.5, -2.0, -1.5, -1.0, -0.5, 0.0)
+"""Of the histogram of log10 density."""
 _CHUNK: Final = 4096
+_EFFECT_FRAMES: Final = 100_000
 Doubles = npt.NDArray[np.float64]
 
 
-def judge(dictionary: Dictionary, held: Samples, fit: Samples) -> dict[str, Any]:
+def judge(dictionary: Dictionary, held: Samples, fit: Samples, effect: Effect | None = None) -> dict[str, Any]:
     """The card, as plain data: `held` judges, `fit` serves the baselines and counts what is alive."""
-    sse, l0_of, alive = _by_frame(dictionary, held)
-    fit_mean = fit.y.mean(axis=0, dtype=np.float64)
-    mean = fit_mean if dictionary.mean_out is None else dictionary.mean_out.double().numpy()
+    measured = _Measured(dictionary, held)
+    fit_alive = _Measured(dictionary, fit).counts > 0
+    mean = fit.y.mean(axis=0, dtype=np.float64) if dictionary.mean_out is None else dictionary.mean_out.double().numpy()
     around_mean = ((held.y - mean) ** 2).sum(axis=1)
-    total = _total(held.y)
-    alive = alive | _by_frame(dictionary, fit)[2]
-    l0 = float(l0_of.mean())
+    total = float(((held.y - held.y.mean(axis=0, dtype=np.float64)) ** 2).sum())
+    l0 = float(measured.active.mean())
     k = max(1, round(l0))
     provenance = dictionary.cfg.provenance
 
     def share(errors: float) -> float | None:
         return errors / total if total > 0 else None
 
-    def baseline(errors: float) -> dict[str, Any]:
-        return {"fvu": share(errors), "return_recovery": None}
-
+    compared = {name: share(_error(splice, held)) for name, splice in baselines(fit, dictionary.features, k).items()}
+    action: dict[str, float | None] = {"action_agreement": None, "action_error": None, "action_kl": None}
+    if effect is not None:
+        action = _action(dictionary, held, effect)
     return {
         "hash": dictionary.hash,
         "name": dictionary.name,
@@ -56,18 +66,18 @@ def judge(dictionary: Dictionary, held: Samples, fit: Samples) -> dict[str, Any]
         "features": dictionary.features,
         "k": dictionary.cfg.k,
         "l0": l0,
-        "fvu": share(float(sse.sum())),
-        "dead_share": float(1 - alive.mean()),
-        "action_agreement": None,
-        "action_error": None,
+        "fvu": share(float(measured.errors.sum())),
+        "dead_share": float(1 - (fit_alive | (measured.counts > 0)).mean()),
+        **action,
+        "value_error": None,  # no reference agent ships its critic
         "return_recovery": None,
-        "baselines": {
-            "pca": baseline(_pca(fit, held, k)),
-            "random": baseline(_random(fit, held, dictionary.features, k)),
-            "neurons": baseline(_neurons(fit, held, k)),
-            "mean": baseline(float(((held.y - fit_mean) ** 2).sum())),
-        },
-        "quantiles": _windows(sse, around_mean, l0_of, held.frames_a_second),
+        "baselines": {name: {"fvu": value, "return_recovery": None} for name, value in compared.items()},
+        "cosine": measured.cosine,
+        "norm_ratio": measured.norm_ratio,
+        "fvu_by_phase": _by_phase(measured.errors, held, total),
+        "density": _density(measured.counts / held.frames),
+        "alive_after": measured.alive_after,
+        "quantiles": _windows(measured.errors, around_mean, measured.active, held.frames_a_second),
         "window_s": WINDOW_S,
         "output_variance": float(around_mean.mean()),
         "frames": {"fit": fit.frames, "held_out": held.frames, "unused": held.unused},
@@ -88,20 +98,69 @@ def quantiles(values: Doubles) -> dict[str, float | None]:
     return {name: float(v) for name, v in zip(QUANTILES, np.quantile(finite, list(QUANTILES.values())), strict=True)}
 
 
-def _by_frame(dictionary: Dictionary, samples: Samples) -> tuple[Doubles, Doubles, npt.NDArray[np.bool_]]:
-    """(n,) squared error, (n,) active latents, (features,) whether ever active."""
-    errors, active = np.empty(samples.frames), np.empty(samples.frames)
-    alive = np.zeros(dictionary.features, np.bool_)
+class _Measured:
+    """(n,) squared errors and active latents of frames, (features,) frames in which each was active, and directions."""
+
+    def __init__(self, dictionary: Dictionary, samples: Samples) -> None:
+        self.errors, self.active = np.empty(samples.frames), np.empty(samples.frames)
+        self.counts = np.zeros(dictionary.features, np.int64)
+        self.alive_after: list[list[float]] = []
+        mean = torch.from_numpy(samples.y.mean(axis=0, dtype=np.float64))
+        cosine, found_norm, true_norm = 0.0, 0.0, 0.0
+        with torch.inference_mode():
+            for begin in range(0, samples.frames, _CHUNK):
+                part = slice(begin, begin + _CHUNK)
+                x, y = torch.from_numpy(samples.x[part]), torch.from_numpy(samples.y[part])
+                codes = dictionary.codes(x)
+                y_hat = dictionary.decode_codes(codes, x).double()
+                self.errors[part] = (y - y_hat).square().sum(dim=1).numpy()
+                self.active[part] = codes.counts
+                self.counts += np.bincount(codes.indices, minlength=dictionary.features)
+                true, found = y - mean, y_hat - mean
+                cosine += float(torch.nn.functional.cosine_similarity(true, found, dim=1).sum())
+                true_norm += float(true.norm(dim=1).sum())
+                found_norm += float(found.norm(dim=1).sum())
+                self.alive_after.append([float(begin + len(x)), float((self.counts > 0).mean())])
+        self.cosine = cosine / samples.frames
+        self.norm_ratio = found_norm / true_norm if true_norm > 0 else None
+
+
+def _error(splice: Splice, held: Samples) -> float:
+    error = 0.0
     with torch.inference_mode():
-        for begin in range(0, samples.frames, _CHUNK):
-            part = slice(begin, begin + _CHUNK)
-            x, y = torch.from_numpy(samples.x[part]), torch.from_numpy(samples.y[part])
-            codes = dictionary.codes(x)
-            error = (y - dictionary.decode_codes(codes, x)).double()
-            errors[part] = error.square().sum(dim=1).numpy()
-            active[part] = codes.counts
-            alive[codes.indices] = True
-    return errors, active, alive
+        for begin in range(0, held.frames, _CHUNK):
+            x, y = (torch.from_numpy(part[begin : begin + _CHUNK]) for part in (held.x, held.y))
+            error += float((y.double() - splice(x, y)).square().sum())
+    return error
+
+
+def _action(dictionary: Dictionary, held: Samples, effect: Effect) -> dict[str, float | None]:
+    stride = -(-held.frames // _EFFECT_FRAMES)
+    x, y = torch.from_numpy(held.x[::stride].copy()), torch.from_numpy(held.y[::stride].copy())
+    with torch.inference_mode():
+        return effect.agreement(y, dictionary.decode_codes(dictionary.codes(x), x))
+
+
+def _by_phase(errors: Doubles, held: Samples, total: float) -> list[dict[str, Any]]:
+    """Mean error of each phase over the mean variance of all frames."""
+    order = np.argsort(held.episode, kind="stable")
+    _, first, lengths = np.unique(held.episode[order], return_index=True, return_counts=True)
+    step = np.empty(held.frames, np.int64)
+    step[order] = np.arange(held.frames) - np.repeat(first, lengths)
+    phases = []
+    for begin, end in zip(PHASES, (*PHASES[1:], None), strict=True):
+        chosen = (step >= begin) & (step < (end or held.frames))
+        if chosen.any() and total > 0:
+            fvu = float(errors[chosen].mean() / (total / held.frames))
+            phases.append({"from_step": begin, "to_step": end, "frames": int(chosen.sum()), "fvu": fvu})
+    return phases
+
+
+def _density(density: Doubles) -> dict[str, Any]:
+    """Latents by log10 of their density; those below the first edge count with it, silent ones apart."""
+    alive = density[density > 0]
+    counts, _ = np.histogram(np.log10(alive).clip(DENSITY_EDGES[0], 0), bins=list(DENSITY_EDGES))
+    return {"log10_edges": list(DENSITY_EDGES), "latents": counts.tolist(), "silent": int((density == 0).sum())}
 
 
 def _windows(sse: Doubles, sst: Doubles, l0: Doubles, frames: int) -> dict[str, dict[str, float | None]]:
@@ -115,52 +174,3 @@ def _windows(sse: Doubles, sst: Doubles, l0: Doubles, frames: int) -> dict[str, 
     with np.errstate(divide="ignore", invalid="ignore"):
         fvu = np.where(sums(sst) > 0, sums(sse) / sums(sst), math.nan)
     return {"fvu": quantiles(fvu), "l0": quantiles(sums(l0) / frames)}
-
-
-def _total(y: npt.NDArray[np.float32]) -> float:
-    return float(((y - y.mean(axis=0, dtype=np.float64)) ** 2).sum())
-
-
-def _pca(fit: Samples, held: Samples, k: int) -> float:
-    """Squared error of the mean plus the first k principal components of the fitted frames' output."""
-    mean = fit.y.mean(axis=0, dtype=np.float64)
-    centred = fit.y - mean
-    _, vectors = np.linalg.eigh(centred.T @ centred)
-    first = vectors[:, ::-1][:, :k]
-    rest = held.y - mean
-    return float((rest**2).sum() - ((rest @ first) ** 2).sum())
-
-
-def _neurons(fit: Samples, held: Samples, k: int) -> float:
-    """Squared error of keeping, in each frame, the k outputs furthest from their mean, and the others at it."""
-    squares = (held.y - fit.y.mean(axis=0, dtype=np.float64)) ** 2
-    left = max(0, squares.shape[1] - k)
-    return float(np.sort(squares, axis=1)[:, :left].sum())
-
-
-def _random(fit: Samples, held: Samples, features: int, k: int) -> float:
-    """Squared error of the k largest of as many random directions of the input, with a least-squares decoder."""
-    generator = torch.Generator().manual_seed(0)
-    mean = torch.from_numpy(fit.x).mean(dim=0)
-    encoder = torch.nn.functional.normalize(torch.randn(fit.x.shape[1], features, generator=generator), dim=0)
-    k = min(k, features)
-
-    def encode(x: torch.Tensor) -> torch.Tensor:
-        values, indices = torch.topk((x - mean) @ encoder, k, dim=1)
-        dense = torch.zeros(len(x), features + 1).scatter(1, indices, torch.relu(values))
-        dense[:, -1] = 1  # the bias
-        return dense
-
-    gram = torch.zeros(features + 1, features + 1, dtype=torch.float64)
-    cross = torch.zeros(features + 1, fit.y.shape[1], dtype=torch.float64)
-    for begin in range(0, fit.frames, _CHUNK):
-        f = encode(torch.from_numpy(fit.x[begin : begin + _CHUNK]))
-        gram += (f.T @ f).double()
-        cross += (f.T @ torch.from_numpy(fit.y[begin : begin + _CHUNK])).double()
-    gram += 1e-6 * gram.diagonal().mean() * torch.eye(features + 1, dtype=torch.float64)
-    decoder = torch.linalg.solve(gram, cross).float()
-    error = 0.0
-    for begin in range(0, held.frames, _CHUNK):
-        x, y = (torch.from_numpy(part[begin : begin + _CHUNK]) for part in (held.x, held.y))
-        error += float((y - encode(x) @ decoder).double().square().sum())
-    return error

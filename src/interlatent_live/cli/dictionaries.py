@@ -1,4 +1,4 @@
-"""Commands about dictionaries: `dict train`, `dict list`."""
+"""Commands about dictionaries: `dict train`, `dict card`, `dict list`."""
 
 from __future__ import annotations
 
@@ -93,6 +93,32 @@ def _train_closed_loop(
     )  # fmt: skip
     dictionary.save(to)
     return dict(dictionary.card or {})
+
+
+@dictionaries.command("card")
+def card(
+    directory: Annotated[str, typer.Argument(help="Folder of a dictionary, or the name of one that is installed.")],
+    recording: Annotated[
+        Path | None, typer.Option(help="Judge on its held-out episodes; default: on episodes of the agent that nothing was trained on.")
+    ] = None,
+    agent: Annotated[
+        str | None, typer.Option(help="The reference agent it is of; default: by the model hash. 'none': no rollouts.")
+    ] = None,
+    episodes: Annotated[int, typer.Option(help="Paired episodes for return recovery.", min=1)] = 100,
+    as_json: AsJson = False,
+) -> None:
+    """Judge a dictionary: write card.json, card.md and card.html beside it.
+
+    Example: `interlatent-live dict card dicts/mine`
+    """
+    from interlatent_live.analyzer.registry import find
+    from interlatent_live.card import make_card
+
+    judged = make_card(
+        find(directory), recording=recording, agent=agent, episodes=episodes, note=lambda text: None if as_json else err.print(text)
+    )
+    measures = ("l0", "fvu", "dead_share", "action_agreement", "action_error", "return_recovery", "baselines")
+    print_result(judged, as_json, ("name", "hash", "recipe", "features", "k", *measures))
 
 
 @dictionaries.command("list")
