@@ -42,7 +42,9 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One environment, episodes of 100 steps; `3:out` is bfloat16 and did not run in the first row of a batch."""
     messages: list[Message] = [manifest(), scalars(0), scalars(2)]
     for i in range(BATCHES):
-        messages += [batch(i * ROWS, ROWS)] if i % 9 else [batch(i * ROWS, ROWS), picture(i * ROWS)]
+        made = batch(i * ROWS, ROWS)
+        made.activations["1:out"][:] = np.sin(made.seq[:, None] * (0.1, 0.2, 0.3)) ** 3
+        messages += [made] if i % 9 else [made, picture(i * ROWS)]
     return record(tmp_path_factory.mktemp("open") / "run.mcap", messages)
 
 
