@@ -24,13 +24,16 @@ def record_stream(
     *,
     run: str | None = None,
     seconds: float | None = None,
+    rotate_bytes: int | None = None,
+    rotate_s: float | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> None:
     """Record one run (the first that appears, unless named) until its farewell, `seconds` of frame time, or `stop()`.
 
-    Raises RecordingExists, and RecordingError where the disk takes no more; what was flushed stays readable.
+    `rotate_bytes`, `rotate_s`: go on in another file after so many bytes or seconds. Raises RecordingExists, and
+    RecordingError where the disk takes no more; what was flushed stays readable.
     """
-    recorder = Recorder(to)
+    recorder = Recorder(to, rotate_bytes=rotate_bytes, rotate_s=rotate_s)
     begun_ns: int | None = None
     due = time.monotonic() + _FLUSH_S
     try:

@@ -263,6 +263,8 @@ def record(
     connect: Connect = DEFAULT_ENDPOINT,
     run_name: Annotated[str | None, typer.Option("--run", help="Record this run only; default: the first that appears.")] = None,
     seconds: Annotated[float | None, typer.Option(help="End after so many seconds from the first frame.")] = None,
+    rotate_mb: Annotated[float | None, typer.Option(help="Go on in another file (NAME.1.mcap, …) after so many MB.")] = None,
+    rotate_minutes: Annotated[float | None, typer.Option(help="Go on in another file after so many minutes.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Record a live stream from another process.
@@ -273,5 +275,13 @@ def record(
     from interlatent_live.stream.reading import Recording
     from interlatent_live.stream.transcript import record_stream
 
-    record_stream(connect, to, run=run_name, seconds=seconds, stop=Stop())
+    record_stream(
+        connect,
+        to,
+        run=run_name,
+        seconds=seconds,
+        rotate_bytes=None if rotate_mb is None else round(rotate_mb * 1e6),
+        rotate_s=None if rotate_minutes is None else rotate_minutes * 60,
+        stop=Stop(),
+    )
     print_result(Recording(to).info(), as_json)
