@@ -92,6 +92,9 @@ class Capture:
         self.resting = True
         self.chosen: Chosen | None = None
         """Set where a forward pass has more rows than the tap has environments."""
+        self.fewer = False
+        """Whether a forward pass may act for some of the environments only; `place` says for which, and the adapter when to
+        `wake`."""
         self._timing = False
         self.untraced = False
         """Set where torch.compile was applied: then hooks are kept out of its graphs."""
@@ -124,7 +127,10 @@ class Capture:
                 self.detach()
                 kind = type(point.module).__name__
                 raise TapError(f"{point.name!r} is a {kind}, which takes no hooks ({error}); tap the eager model") from error
-        self.wake()
+        if self.fewer:
+            self.rest()
+        else:
+            self.wake()
 
     def detach(self) -> None:
         """Take the hooks off. Twice is once."""
@@ -203,7 +209,7 @@ class Capture:
         shape = tuple(tensor.shape)
         if self.num_envs == 1 and len(shape) <= 1:
             frame = shape or (1,)  # one environment, unbatched
-        elif shape and shape[0] == self.num_envs:
+        elif shape and (shape[0] == self.num_envs or (self.fewer and 0 < shape[0] < self.num_envs)):
             frame = shape[1:] or (1,)
         else:
             self.other_forwards += 1
@@ -211,6 +217,31 @@ class Capture:
             return None
         kept, dtype, raw = _copy(tensor)
         return (kept, shape) if self._fits(index, frame, dtype, raw) else None
+
+    def place(self, rows: Sequence[int]) -> None:
+        """Put what was kept, one row for each environment of `rows` in that order, where those environments are. The
+        others' rows mean nothing: they have no frame.
+
+        What has another number of rows came from another batch, and is given up.
+        """
+        in_order = list(rows) == list(range(self.num_envs))
+        for i, (kept, layout) in enumerate(zip(self.slots, self.layouts, strict=True)):
+            if kept is None or layout is None:
+                continue
+            count = len(kept) // layout.frame_bytes if isinstance(kept, bytes) else len(kept)
+            if count != len(rows):
+                self.other_forwards += 1
+                self.slots[i] = None
+            elif in_order:
+                continue
+            elif isinstance(kept, bytes):
+                placed = np.zeros((self.num_envs, *layout.spec.shape), layout.raw)
+                placed[list(rows)] = np.frombuffer(kept, layout.raw).reshape(count, *layout.spec.shape)
+                self.slots[i] = placed.tobytes()
+            else:
+                wide = kept.new_zeros((self.num_envs, *layout.spec.shape))
+                wide[list(rows)] = kept.reshape(count, *layout.spec.shape)
+                self.slots[i] = wide
 
     def take(self, activations: Mapping[str, Any]) -> None:
         """Keep arrays that were handed over by name, as a hook keeps what passes; for agents without a torch model."""

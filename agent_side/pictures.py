@@ -7,10 +7,12 @@ by a share of the time.
 from __future__ import annotations
 
 import io
+import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import median
+from time import monotonic_ns
 from typing import Any, Final
 
 import numpy as np
@@ -20,6 +22,7 @@ from interlatent_live.stream.wire import Picture
 
 __all__ = ["PERIOD_S", "SHARE", "Pictures"]
 
+_LOG = logging.getLogger(__name__)
 PERIOD_S: Final = 0.1
 """At most one picture in so many seconds."""
 SHARE: Final = 0.2
@@ -34,6 +37,7 @@ class Pictures:
     period_ns: int = int(PERIOD_S * 1e9)
     share: float = SHARE
     _due_ns: int = 0
+    _broken: bool = False
     _costs: deque[int] = field(default_factory=lambda: deque(maxlen=64))
 
     def due(self, now_ns: int) -> bool:
@@ -45,6 +49,25 @@ class Pictures:
         self._costs.append(cost_ns)
         # the last cost, not the median: a stall is paid back at once
         self._due_ns = began_ns + max(self.period_ns, int(cost_ns / self.share))
+
+    def take(self, render: Callable[[], Any]) -> Any:
+        """What `render` gives, if a picture is due; else None. Measured; of several pictures the first is taken.
+
+        An environment that cannot render, for want of a package or a display, is told once and not asked again.
+        """
+        began = monotonic_ns()
+        if self._broken or not self.due(began):
+            return None
+        try:
+            image = render()
+        except Exception as error:  # noqa: BLE001 - the agent would have gone on without us
+            self._broken = True
+            _LOG.warning("no more pictures: the environment does not render (%s: %s)", type(error).__name__, error)
+            return None
+        self.rendered(began, monotonic_ns() - began)
+        if isinstance(image, (tuple, list)):
+            return image[0] if image else None
+        return image
 
     @property
     def median_us(self) -> float:

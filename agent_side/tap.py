@@ -297,6 +297,17 @@ class Tap(Sealer):
         if count < batch or not together:
             self._capture.chosen = Chosen(batch, slice(first, first + count) if together else list(rows))
 
+    def expect_fewer(self) -> None:
+        """Keep forward passes of fewer rows than there are environments, too. For adapters of libraries that act for
+        those environments only that are ready: it calls `wake` before the first, and `place` before every `step`."""
+        self._capture.fewer = True
+
+    def place(self, rows: Sequence[int]) -> None:
+        """Tell that the last forward pass had one row for each environment of `rows`, in that order. For adapters;
+        `step` follows, with `valid` true for these environments alone."""
+        if self._sealing:
+            self._capture.place(rows)
+
     @property
     def model(self) -> nn.Module:
         """The tapped model."""

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
     from interlatent_live.agent_side.tap import Tap
 
+    _VectorWrapper: TypeAlias = VectorWrapper[Any, Any, Any, Any, Any]
+else:
+    _VectorWrapper = VectorWrapper  # generic only since gymnasium 1.3, and ray asks for an older one
+
 __all__ = ["Read", "WatchedEnv", "WatchedVectorEnv", "watch"]
 
 Read: TypeAlias = Callable[[Any], Mapping[str, Any]]
@@ -57,10 +61,13 @@ class WatchedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._renders = env.render_mode == "rgb_array"
         tap.describe(
             num_envs=1,
-            environment=env.spec.id if env.spec is not None else type(env.unwrapped).__name__,
+            environment=_name(env),
             action=_action(env.action_space),
             step_period_s=_period(env),
         )
+
+    def __getattr__(self, name: str) -> Any:
+        return _inside(self, name)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset; what it returns is acted on next."""
@@ -90,7 +97,7 @@ class WatchedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         return following, reward, terminated, truncated, info
 
 
-class WatchedVectorEnv(VectorWrapper[Any, Any, Any, Any, Any]):
+class WatchedVectorEnv(_VectorWrapper):
     """Several environments stepped together, watched, in any of gymnasium's three ways to reset them.
 
     NEXT_STEP (the default): the step after an end ignores its action and gives the first observation; such a row is no
@@ -108,10 +115,13 @@ class WatchedVectorEnv(VectorWrapper[Any, Any, Any, Any, Any]):
         tap.describe(
             num_envs=env.num_envs,
             batched=True,
-            environment=env.spec.id if env.spec is not None else type(env.unwrapped).__name__,
+            environment=_name(env),
             action=_action(env.single_action_space),
             step_period_s=_period(env),
         )
+
+    def __getattr__(self, name: str) -> Any:
+        return _inside(self, name)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset all, or those of `options["reset_mask"]`."""
@@ -160,6 +170,14 @@ def _render(env: Any, tap: Tap) -> Any:
     return image
 
 
+def _inside(wrapper: Any, name: str) -> Any:
+    """An attribute of what is watched (`env.call`, `env.envs`, a method of the user's): gymnasium's wrappers hide them,
+    and the user's loop is to stay as it is."""
+    if name.startswith("_") or name == "env":  # before `env` is set, there is nothing to look in
+        raise AttributeError(f"{type(wrapper).__name__!r} object has no attribute {name!r}")
+    return getattr(wrapper.env, name)
+
+
 def _frozen(observation: Any) -> Any:
     """A copy that the environment cannot overwrite."""
     if isinstance(observation, np.ndarray):
@@ -190,6 +208,13 @@ def _action(space: gymnasium.Space[Any]) -> ActionSpec | None:
     if isinstance(space, gymnasium.spaces.Box):
         return ActionSpec("continuous", tuple(space.shape))
     return None
+
+
+def _name(env: Any) -> str:
+    """The environment's id; where environments were put together by hand, that of the first of them."""
+    inner = getattr(env.unwrapped, "envs", None)
+    spec = env.spec or (inner[0].spec if inner else None)
+    return str(spec.id) if spec is not None else type(env.unwrapped).__name__
 
 
 def _period(env: Any) -> float | None:
