@@ -153,7 +153,7 @@ class _ChosenInputHook(_Hook):
 
 
 class _PartHook(_Hook):
-    """Keeps a part of what passes, see `parts`; about 2 µs more, and 5 to 20 µs for a mean or a maximum over space."""
+    """Keeps a part of what passes, see `parts`; about 2 µs more, and tens of µs for a mean or a maximum over space."""
 
     __slots__ = ("part",)
     part: Part

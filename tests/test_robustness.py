@@ -65,6 +65,8 @@ if __name__ == "__main__":
         for i in range(3):
             model(torch.full((1, 4), float(i)))
             tap.step(reward=float(i))
+            if i != 1:
+                continue
             context = multiprocessing.get_context(sys.argv[1])
             queue = context.Queue()
             child = context.Process(target=act, args=(model, queue))
@@ -78,7 +80,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_child_processes_neither_publish_nor_record_and_work_as_before(tmp_path: Path, method: str) -> None:
     script(PROCESSES, tmp_path, method)
     run = Recorded(tmp_path / "run.mcap")
