@@ -117,7 +117,9 @@ class Explaining:
             )  # fmt: skip
 
     def _score(self, id: int, feature: int, basis: str) -> Score | None:
-        row = self._notebook.one(f"SELECT {SCORE_COLUMNS} FROM scores WHERE explanation_id = ? AND basis = ?", id, basis)
+        mine = " AND weights_hash = ?" if basis == "live" else ""  # a live score of other weights says nothing here
+        values = [id, basis, *([self.subject.manifest.weights_hash] if mine else [])]
+        row = self._notebook.one(f"SELECT {SCORE_COLUMNS} FROM scores WHERE explanation_id = ? AND basis = ?{mine}", *values)
         return read_score(feature, row) if row else None
 
     def adopt(self, shipped: Sequence[tuple[Hypothesis, Score]], made_from: str, weights_hash: str, evidence_hash: str) -> int:
@@ -251,7 +253,7 @@ class Explaining:
             made_from=made_from, created_wall_ns=time.time_ns(), weights_hash=weights_hash, policy_version=policy_version,
             evidence_hash=evidence_hash, stale=None,
         )  # fmt: skip
-        self._write_score(writes, now, "held_out", its_score)
+        self._write_score(writes, now, "held_out", its_score, policy_version)
         for boot, first, end in spans:
             writes.insert("cited", boot=boot, first_seq=first, next_seq=end, kind="explanation", ref=now.id)
         self.current[feature] = now
@@ -266,10 +268,11 @@ class Explaining:
         if id % 1_000 == 0:
             writes.execute("DELETE FROM attempts WHERE id <= ?", id - 20_000)
 
-    def _write_score(self, writes: Writes, of: Current, basis: str, its: Score) -> None:
+    def _write_score(self, writes: Writes, of: Current, basis: str, its: Score, policy_version: int) -> None:
+        weights = of.weights_hash if basis == "held_out" else self.subject.manifest.weights_hash
         writes.replace(
-            "scores", explanation_id=of.id, basis=basis, scored_wall_ns=time.time_ns(), weights_hash=of.weights_hash,
-            policy_version=of.policy_version, frames=its.frames, positives=its.positives, episodes=its.episodes,
+            "scores", explanation_id=of.id, basis=basis, scored_wall_ns=time.time_ns(), weights_hash=weights,
+            policy_version=policy_version, frames=its.frames, positives=its.positives, episodes=its.episodes,
             balanced_accuracy=_known(its.balanced_accuracy.mean), low=_known(its.balanced_accuracy.low),
             high=_known(its.balanced_accuracy.high), sensitivity=_known(its.sensitivity), specificity=_known(its.specificity),
             f1=_known(its.f1), shuffled=_known(its.shuffled), base_f1=_known(its.base_f1), base_rate=_known(its.base_rate),
@@ -284,14 +287,15 @@ class Explaining:
         newest[-_CHECKED:] = True
         if self.subject.manifest.weights == "changing":
             newest &= frames.policy == frames.policy_version
+        weights = self.subject.manifest.weights_hash
         for here in (True, False):
-            group = [c for c in self.current.values() if (c.made_from == HERE) == here]
-            rows = newest & frames.held_out if here else newest
+            group = [c for c in self.current.values() if (c.made_from == HERE and c.weights_hash == weights) == here]
+            rows = newest & frames.held_out if here else newest  # what was made elsewhere has seen none of them
             if group and rows.any():
                 found = score([c.predicate for c in group], [c.feature for c in group], frames.table, rows, resamples=500)
                 for current, its_score in zip(group, found, strict=True):
                     current.live = its_score
-                    self._write_score(writes, current, "live", its_score)
+                    self._write_score(writes, current, "live", its_score, frames.policy_version)
         for current in self.current.values():
             stale = self._stale(current, frames, outside)
             if stale != current.stale:

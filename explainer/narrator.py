@@ -266,7 +266,7 @@ class Narrator:
         for feature in np.flatnonzero(bits).tolist():
             current = self._current.get(feature)
             if current is None or not current.narratable:
-                bits[feature] *= 0.25  # a number alone is worth less than a sentence
+                bits[feature] *= 0.5  # a number alone is worth less than a sentence
         best = int(np.argmax(bits))
         return best if bits[best] > 0.5 else None
 

@@ -351,7 +351,7 @@ def _best_test(data: _Data, active: Mask, decides: Mask) -> tuple[float, _Test]:
     columns = data.binned.shape[1]
     flat = data.binned[decides].astype(np.int64) + np.arange(columns) * _BINS
     sums = np.bincount(flat.reshape(-1), weights=np.repeat(gain, columns), minlength=columns * _BINS)
-    below = np.cumsum(sums.reshape(columns, _BINS), axis=1)
+    below = np.cumsum(sums.reshape(columns, _BINS), axis=1, dtype=np.float64)  # of no frame at all, bincount gives integers
     gains = np.stack([below, below[:, -1:] - below])  # (at most or above, column, edge)
     for j, edges in enumerate(data.edges):
         gains[:, j, len(edges) :] = -math.inf

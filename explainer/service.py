@@ -44,6 +44,7 @@ CHUNK: Final = 4
 REST: Final = 3.0
 """How long to rest after fitting, in times of what it took."""
 STATUS_S: Final = 2.0
+_TRACEBACKS: Final = 5
 _KEPT_LINES: Final = 1_000
 """Newest lines whose frames are kept from retention."""
 
@@ -113,6 +114,12 @@ class Service:
                     self._problem = ""
                 except InterlatentError as error:
                     self._fail(error)
+                    busy = False
+                except Exception:  # a service loop: what one feature or one answer brings up must not end narration
+                    self.report.failures += 1
+                    self._queue.clear()
+                    if self.report.failures <= _TRACEBACKS:
+                        log.exception("the explainer failed; going on")
                     busy = False
                 if not busy:
                     wait(PERIOD_S)

@@ -25,7 +25,7 @@ from interlatent_live.explainer.scoring import Interval, Score
 from interlatent_live.explainer.source import Subject
 from interlatent_live.stream.errors import DictionaryError, PredicateError
 
-__all__ = ["FILE", "Shipped", "find_shipped", "load_shipped", "save_shipped"]
+__all__ = ["FILE", "Shipped", "find_shipped", "load_shipped", "place", "save_shipped"]
 
 log = logging.getLogger(__name__)
 FILE: Final = "explanations.json"
@@ -64,6 +64,13 @@ def _candidates(subject: Subject) -> Iterator[Path]:
         yield from (p for p in [Path(subject.dictionary.path) / FILE] if p.is_file())
     for root in analyzer.__path__:
         yield from sorted(Path(root, "dictionaries").glob(f"*/{FILE}"))
+
+
+def place(name: str) -> Path:
+    """Where the explanations of a reference agent stand; makes the folder."""
+    path = Path(next(iter(analyzer.__path__)), "dictionaries", name, FILE).resolve()
+    path.parent.mkdir(exist_ok=True)
+    return path
 
 
 def load_shipped(path: Path) -> Shipped:

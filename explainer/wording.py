@@ -114,7 +114,7 @@ class Wording:
         for clause in predicate.clauses if any_of else next(iter(predicate.alternatives())):
             short = self._short(clause)
             cost = len(short.split()) + (any_of and bool(parts))  # 'or' is a word too
-            if words + cost <= LABEL_WORDS:
+            if words + cost <= LABEL_WORDS and short not in parts:
                 parts.append(short)
                 words += cost
         if not parts:

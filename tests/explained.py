@@ -37,8 +37,8 @@ class Run:
         writes = Writes()
         writes.replace(
             "manifests", hash=self.manifest.hash, run="r", boot=boot, body=json.dumps(dataclasses.asdict(self.manifest)))
-        writes.replace("boots", run="r", boot=boot, manifest_hash=self.manifest.hash, started_wall_ns=10**18 + self.store.new_id("sections"),
-                       ended=0)
+        started = 10**18 + self.store.new_id("sections")
+        writes.replace("boots", run="r", boot=boot, manifest_hash=self.manifest.hash, started_wall_ns=started, ended=0)
         writes.replace(
             "dictionaries", hash=dictionary, name="toy", kind="topk", point="1:out", features=FEATURES, cfg="{}", path=None,
             card=json.dumps({"quantiles": {"fvu": {"q999": 0.1}}}),

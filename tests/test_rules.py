@@ -125,3 +125,11 @@ def test_small_samples_always_give_a_valid_rule(seed: int, n: int, positives: in
         assert parse(str(found.predicate)) == found.predicate
         assert isinstance(found.predicate, Predicate)
         assert 0.5 <= found.train_accuracy <= 1
+
+
+def test_a_clause_that_never_decides_is_not_grown() -> None:
+    rng = np.random.default_rng(3)
+    x = np.concatenate([np.zeros(300), np.ones(300)])
+    table = Table({"x": x, "y": rng.normal(size=600)}, features=Features((x > 0).astype(np.float32)[:, None]))
+    rules = fit(table, [0], np.ones(600, bool), metrics=["x", "y"])
+    assert [str(r.predicate) for r in rules] == ["x > 0.5"]

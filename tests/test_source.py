@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.explained import Run
 
 from interlatent_live.explainer.source import Source
-from tests.explained import Run
 
 
 def test_reads_what_is_new_and_keeps_the_split(tmp_path: Path) -> None:

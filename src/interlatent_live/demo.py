@@ -1,8 +1,9 @@
-"""The demo: agent, analyzer and page, each in its own process, under one roof.
+"""The demo: agent, analyzer, explainer and page, each in its own process, under one roof.
 
 1. The page comes up on an empty database; its address is printed.
 2. The analyzer connects. The agent takes its first step only then.
-3. A service that dies is started again; an agent that ends, ends the demo.
+3. A service that dies is started again; an agent that ends, ends the demo. The explainer only reads: without it, all
+   goes on. Its narration is said as well as shown.
 4. The agent's farewell lets the analyzer commit and leave; the report is read from the database.
 """
 
@@ -53,17 +54,19 @@ class Demo:
         db = str(self.db)
         self.viewer = Child("viewer", ["view", "--db", db, "--port", str(self.port), "--json"], on_line=self._page_is_up)
         self.analyzer = Child("analyzer", ["analyze", "--connect", endpoint, "--db", db, "--run", self.agent, "--json"])
+        self.explainer = Child("explainer", ["explain", "--db", db, "--live", "--json"], on_line=self._narrate)
         arguments = ["run", self.agent, "--bind", endpoint, "--record", str(self.record), "--wait", "60", "--pictures", "--json"]
         if self.seconds is not None:
             arguments += ["--seconds", str(self.seconds)]
         self.acting = Child("agent", arguments)
         services = (self.viewer, self.analyzer)
         try:
-            for child in (*services, self.acting):
+            for child in (*services, self.explainer, self.acting):
                 child.start()
             while not stop.wait(0.05) and self.acting.code is None:
                 for service in services:
                     service.revive(self.say)
+                self.explainer.revive_or_leave(self.say)
         finally:
             self._end()
         if self.acting.code != 0:
@@ -79,14 +82,20 @@ class Demo:
             if self.open_browser:
                 webbrowser.open(url)
 
+    def _narrate(self, line: str) -> None:
+        told = json.loads(line)
+        self.say(f"{told['time_s']:.1f} s, episode {told['episode']}, step {told['episode_step']}: {told['text']}")
+
     def _end(self) -> None:
         self.viewer.terminate()
+        self.explainer.terminate()
         self.acting.end()
         deadline = time.monotonic() + GRACE_S
         while self.analyzer.code is None and time.monotonic() < deadline and self.acting.code == 0:
             time.sleep(0.01)
         self.analyzer.end(0.5)
         self.viewer.end(0.5)
+        self.explainer.end(0.5)
 
     def _report(self) -> dict[str, Any]:
         from .analyzer.report import report

@@ -69,6 +69,8 @@ class Child:
     """Called on a thread of its own for every line of standard output."""
     lines: list[str] = field(default_factory=list)
     restarts: int = 0
+    left: bool = False
+    """Whether it ended and is not started again."""
 
     def start(self) -> Child:
         """Start it in a process group of its own, so that Ctrl-C reaches the parent alone and the end is orderly."""
@@ -139,6 +141,16 @@ class Child:
         say(f"the {self.name} ended with status {code}; starting it again")
         self.restarts += 1
         self.start()
+
+    def revive_or_leave(self, say: Callable[[str], None]) -> None:
+        """The same for a service that nothing depends on: where starting it again is of no use, it is left, and that is said once."""
+        if self.left:
+            return
+        try:
+            self.revive(say)
+        except InterlatentError as error:
+            self.left = True
+            say(f"{error}; going on without the {self.name}")
 
 
 def free_endpoint(preferred: str) -> str:

@@ -25,7 +25,7 @@ __all__: list[str] = []
 
 @app.command()
 def explain(
-    db: Annotated[Path, typer.Option(help="A database that an analyzer made, or is making.")],
+    db: Annotated[Path | None, typer.Option(help="A database that an analyzer made, or is making.")] = None,
     feature: Annotated[list[int] | None, typer.Option(help="Explain this feature; may be repeated.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Explain every live feature again.")] = False,
     live: Annotated[bool, typer.Option("--live", help="Keep explaining, checking and narrating while the database grows.")] = False,
@@ -34,7 +34,11 @@ def explain(
     llm: Annotated[bool, typer.Option("--llm", help="Ask a language model as well (OPENAI_BASE_URL, OPENAI_API_KEY).")] = False,
     model: Annotated[str | None, typer.Option(help="The model to ask; default: OPENAI_MODEL.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the request that would be sent, and send nothing.")] = False,
-    ship: Annotated[Path | None, typer.Option(help="Also write what was found to this explanations.json.")] = None,
+    ship: Annotated[
+        str | None, typer.Option(help="Instead: make the explanations that ship with this reference agent, from new episodes of it.")
+    ] = None,
+    episodes: Annotated[int, typer.Option(help="Episodes for --ship.")] = 32,
+    seed: Annotated[int, typer.Option(help="Seed of the environment for --ship.")] = 11,
     as_json: AsJson = False,
 ) -> None:
     """Explain features by rules over the named metrics, each with its score on episodes it has not seen.
@@ -42,6 +46,11 @@ def explain(
     Example: `interlatent-live explain --db r.db`, `interlatent-live explain --db r.db --try 'pole_angle > 0.1'`
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy is imported: one core, and not the agent's
+    if ship is not None:
+        _ship(ship, episodes, seed, as_json)
+        return
+    if db is None:
+        raise typer.BadParameter("give --db FILE (or --ship AGENT)")
     asking = _configuration(model) if llm or dry_run else None
     if live:
         _live(db, asking, as_json)
@@ -52,7 +61,7 @@ def explain(
     elif dry_run:
         _dry_run(db, feature, asking)
     else:
-        _explain(db, feature, everything, asking, ship, as_json)
+        _explain(db, feature, everything, asking, as_json)
 
 
 @app.command()
@@ -135,23 +144,15 @@ def _frames(db: Path, max_frames: int = 300_000) -> tuple[Frames, Any]:
         source.close()
 
 
-def _explain(
-    db: Path, features: list[int] | None, again: bool, asking: Configuration | None, ship: Path | None, as_json: bool
-) -> None:
+def _explain(db: Path, features: list[int] | None, again: bool, asking: Configuration | None, as_json: bool) -> None:
     from interlatent_live.explainer.service import explain_once
-    from interlatent_live.explainer.shipping import save_shipped
 
     def say(done: int, of: int) -> None:
         if not as_json and done < of:
             err.print(f"{done} of {of} features fitted")
 
     asker = None if asking is None else asking.make
-    explaining, frames, made = explain_once(db, features=features, again=again or ship is not None, progress=say, asker=asker)
-    if ship is not None:
-        from interlatent_live.analyzer.digest import digest
-
-        made_from = f"interlatent-live explain --db {db.name} --ship {ship.name}"
-        save_shipped(ship, explaining, made_from=made_from, evidence_hash=digest(db)[:16])
+    explaining, frames, made = explain_once(db, features=features, again=again, progress=say, asker=asker)
     alive = set(explaining.alive(frames))
     shown = features if features is not None else sorted(f for f in explaining.current if f in alive)
     rows = [_row(explaining.current[f]) for f in shown if f in explaining.current]
@@ -160,6 +161,30 @@ def _explain(
         return
     print_table(rows[:40], False, ("feature", "label", "balanced_accuracy", "low", "high", "shuffled", "predicate"))
     print_result(_summary(explaining, frames), False)
+
+
+def _ship(name: str, episodes: int, seed: int, as_json: bool) -> None:
+    """Record, analyse, explain, and write the file that ships; overwrites it."""
+    import tempfile
+
+    from interlatent_live.agent_side import rollout
+    from interlatent_live.agent_side.agents import agent_named
+    from interlatent_live.analyzer.digest import digest
+    from interlatent_live.analyzer.service import analyze_recording
+    from interlatent_live.explainer.service import explain_once
+    from interlatent_live.explainer.shipping import place, save_shipped
+
+    agent = agent_named(name)
+    with tempfile.TemporaryDirectory() as folder:
+        recording, db = Path(folder) / "run.mcap", Path(folder) / "run.db"
+        with rollout.make_tap(agent, record=recording, endpoint="") as tap:
+            rollout.run(agent, tap, episodes=episodes, fast=True, seed=seed, render=False)
+        analyze_recording(recording, db)
+        explaining, frames, _ = explain_once(db, again=True)
+        made_from = f"interlatent-live explain --ship {name} --episodes {episodes} --seed {seed}"
+        path = place(name)
+        count = save_shipped(path, explaining, made_from=made_from, evidence_hash=digest(db)[:16])
+    print_result({"path": path, "written": count, **_summary(explaining, frames)}, as_json)
 
 
 def _summary(explaining: Explaining, frames: Frames) -> dict[str, Any]:

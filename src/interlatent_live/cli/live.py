@@ -199,19 +199,25 @@ def watch(
 
 
 def _serve(db: Path, port: int, open_page: bool, ready: Callable[[str], None], analyze: list[str] | None) -> None:
-    """The page of `db`, with an analyzer beside it that is started again if it dies; both end with this process."""
+    """The page of `db`, with an analyzer beside it that is started again if it dies, and an explainer; all end with this process."""
     from interlatent_live.launch import Child, Stop
     from interlatent_live.viewer.app import serve
 
     stop = Stop()
     analyzer = Child("analyzer", ["analyze", "--db", str(db), "--json", *analyze]).start() if analyze else None
+    explainer = Child("explainer", ["explain", "--db", str(db), "--live", "--json"]).start() if analyze else None
+
+    def say(line: str) -> None:
+        err.print(plain(line), soft_wrap=True)
 
     failed: list[InterlatentError] = []
 
     def stopped() -> bool:
         try:
             if analyzer is not None and not stop():
-                analyzer.revive(lambda line: err.print(plain(line), soft_wrap=True))
+                analyzer.revive(say)
+            if explainer is not None and not stop():
+                explainer.revive_or_leave(say)
         except InterlatentError as error:  # asked by the server's loop, which would swallow it
             failed.append(error)
         return bool(failed) or stop()
@@ -219,8 +225,12 @@ def _serve(db: Path, port: int, open_page: bool, ready: Callable[[str], None], a
     try:
         serve(db, port=port, open_browser=open_page, stop=stopped, on_ready=ready)
     finally:
-        if analyzer is not None:
-            analyzer.end()
+        for child in (explainer, analyzer):
+            if child is not None:
+                child.terminate()
+        for child in (explainer, analyzer):
+            if child is not None:
+                child.end()
     if failed:
         raise failed[0]
 
