@@ -153,7 +153,7 @@ class _ChosenInputHook(_Hook):
 
 
 class _PartHook(_Hook):
-    """Keeps a part of what passes, see `parts`; about 2 µs more, and tens of µs for a mean or a maximum over space."""
+    """Keeps a part of what passes, see `parts`; about 2 µs more; a mean or maximum over 32 maps of 20 × 20 costs 5 µs."""
 
     __slots__ = ("part",)
     part: Part
