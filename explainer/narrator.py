@@ -8,7 +8,7 @@ and alarms give the same lines. One environment is followed. Each half second, i
    what is usual for this stream (mean + 3 standard deviations of earlier distances, and 0.3);
 3. a surprise: a feature three times as active in the last second as usual (or a third, for one that is usually on), the
    one with the largest divergence KL(share of this second || usual density); a feature is not named again for 20 s;
-4. nothing for 15 s: how things stand.
+4. nothing for 10 s: how things stand.
 
 Lines are at least `GAP_S` apart; what happens between them is not kept for later. A feature is spoken of in words where
 its score reaches `NARRATED` and is not stale, and the line says in how many of the frames its rule held just now; any
@@ -39,7 +39,7 @@ _TICK_S: Final = 0.5
 _RECENT_S: Final = 1.0
 _REGIME_S: Final = 2.0
 _AGAIN_S: Final = 20.0
-_QUIET_S: Final = 15.0
+_QUIET_S: Final = 10.0
 _WARM_S: Final = 10.0
 """Frame time after which densities count as usual where no explanation came with one."""
 _PRIOR: Final = 500.0
@@ -47,6 +47,8 @@ _PRIOR: Final = 500.0
 _FRAMES: Final = 4_000
 """Frames looked back at most, whatever their rate."""
 _MENTIONS: Final = 3
+_TELLING: Final = 0.2
+"""Share of the last second in which a feature must be active to tell something of it."""
 Floats = npt.NDArray[np.float64]
 
 
@@ -248,11 +250,10 @@ class Narrator:
         return alarms
 
     def _telling(self, last: Floats, usual: Floats) -> list[int]:
-        """Explained features that are active now, those that most frames are without first."""
-        spoken_of = [f for f, c in self._current.items() if c.narratable and last[f] >= 0.5]
+        """Explained features that are more active now than usual, the one with the largest excess first."""
         rare = np.nan_to_num(usual, nan=0.5)
-        ranked = sorted(spoken_of, key=lambda f: (-(last[f] - rare[f]), f))
-        return ranked[:_MENTIONS]
+        spoken_of = [f for f, c in self._current.items() if c.narratable and last[f] >= max(_TELLING, rare[f])]
+        return sorted(spoken_of, key=lambda f: (rare[f] - last[f], f))[:_MENTIONS]
 
     def _surprising(self, last: Floats, usual: Floats, now: float) -> int | None:
         share = np.clip(last, 1e-3, 1 - 1e-3)
