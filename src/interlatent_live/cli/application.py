@@ -16,7 +16,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-dictionaries = typer.Typer(help="Dictionaries (transcoders and SAEs): train, judge, list.", no_args_is_help=True, rich_markup_mode="markdown")
+dictionaries = typer.Typer(help="Dictionaries: train, judge, list.", no_args_is_help=True, rich_markup_mode="markdown")
 app.add_typer(dictionaries, name="dict")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on standard output.")]
