@@ -7,7 +7,7 @@ and alarms give the same lines. One environment is followed. Each half second, i
 2. a change of regime: the densities of the last two seconds against those of the two before, by cosine distance, beyond
    what is usual for this stream (mean + 3 standard deviations of earlier distances, and 0.3);
 3. a surprise: a feature three times as active in the last second as usual (or a third, for one that is usually on), the
-   one with the largest divergence KL(share of this second || usual density); a feature is not named again for 20 s;
+   one with the largest divergence KL(share of this second || usual density); it surprises once in 20 s;
 4. nothing for 10 s: how things stand.
 
 Lines are at least `GAP_S` apart; what happens between them is not kept for later. A feature is spoken of in words where
@@ -143,7 +143,7 @@ class Narrator:
         self._note_episode(piece, mine)
         self._pieces.append((piece, mine))
         now = float(piece.t[mine[-1]])
-        self._began_s = now if self._began_s is None else self._began_s
+        self._began_s = float(piece.t[mine[0]]) if self._began_s is None else self._began_s
         while len(self._pieces) > 1 and (now - self._pieces[0][0].t[-1] > 2 * _REGIME_S or self._looked_back() > _FRAMES):
             self._pieces.popleft()
         if now - self._ticked_s < _TICK_S:
@@ -186,7 +186,8 @@ class Narrator:
             self._distances.append(distance)
         if line is not None:
             self._told_s, self._ended = now, None
-            self._named |= {m.feature: now for m in line.features}
+            if line.kind in ("surprise", "regime"):
+                self._named |= {m.feature: now for m in line.features}
         return line
 
     def _split(self, now: float) -> tuple[list[tuple[Piece, Any]], list[tuple[Piece, Any]]]:

@@ -205,6 +205,9 @@ class Service:
     def _work(self, now: float) -> None:
         """A slice of what takes time: checking scores, or fitting a few features."""
         assert self._explaining is not None
+        if now - self._status_at >= STATUS_S:
+            self._status_at = now
+            self._write_status()
         if now < self._rest_until:
             return
         begin = time.thread_time()
@@ -223,9 +226,6 @@ class Service:
             self.report.versions += self._asker.collect(self._explaining, self._fresh)
         self.report.explained = len(self._explaining.current)
         self._rest_until = time.monotonic() + REST * (time.thread_time() - begin)
-        if now - self._status_at >= STATUS_S:
-            self._status_at = now
-            self._write_status()
 
     def _write(self, lines: list[Line]) -> None:
         if not lines or self._notebook is None or self._source.subject is None:

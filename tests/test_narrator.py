@@ -58,10 +58,12 @@ def test_a_surprise_is_told_with_its_usual_density_and_whether_the_rule_holds(tm
     lines = narrate(tmp_path / "r.db")
     surprises = [line for line in lines if line.kind in ("surprise", "regime") and line.seq >= 2000]
     assert surprises
-    mention = surprises[0].features[0]
+    told = {m.feature: (m, line) for line in surprises for m in line.features}
+    mention, line = told[0]
     assert mention.usual is not None
-    assert abs(mention.share - mention.usual) > 0.2
-    assert f"usually {100 * mention.usual:.0f} %" in surprises[0].text
+    assert mention.share - mention.usual > 0.2
+    assert f"usually {100 * mention.usual:.0f} %" in line.text
+    assert "rule holds in 100 %" in line.text
 
 
 def test_what_is_not_explained_is_described_by_statistics_only(tmp_path: Path) -> None:
