@@ -147,6 +147,35 @@ class Reader:
             ids.append(id_)
         return self.batches(boot, ids[-1] - 1, len(ids)) if ids else []
 
+    def batch_range(self, boot: str, first_id: int, last_id: int) -> list[BatchRow]:
+        """The batches of a boot with ids in [first_id, last_id], oldest first."""
+        return self._select(BatchRow, "batches WHERE id BETWEEN ? AND ? AND boot = ? ORDER BY id", first_id, last_id, boot)
+
+    def batch_at(self, boot: str, seq: int) -> BatchRow | None:
+        """The batch that holds frame `seq`; the one before it where that frame is missing, or the oldest kept."""
+        mine = "batches WHERE run = (SELECT run FROM boots WHERE boot = ?) AND boot = ?"  # both, so that their index serves
+        found = self._select(BatchRow, f"{mine} AND first_seq <= ? ORDER BY first_seq DESC LIMIT 1", boot, boot, seq)
+        return (found or self._select(BatchRow, f"{mine} ORDER BY first_seq LIMIT 1", boot, boot) or [None])[0]
+
+    def extent(self, boot: str) -> tuple[int, int, int, int] | None:
+        """What is kept of a boot: ids of its first and last batch, its first frame, and one past its last; None for nothing."""
+        sql = "SELECT id, first_seq, first_seq + rows FROM batches WHERE run = (SELECT run FROM boots WHERE boot = ?) AND boot = ?"
+        first = self._first(f"{sql} ORDER BY first_seq LIMIT 1", boot, boot)
+        last = self._first(f"{sql} ORDER BY first_seq DESC LIMIT 1", boot, boot)
+        return (first[0], last[0], first[1], last[2]) if first and last else None
+
+    def non_finite(self, section: int, first_batch: int, last_batch: int) -> int:
+        """Frames of the batches in [first_batch, last_batch] that were refused because an activation was NaN or infinite."""
+        sql = "SELECT coalesce(sum(non_finite), 0) FROM codes WHERE batch_id BETWEEN ? AND ? AND section_id = ?"
+        row = self._first(sql, first_batch, last_batch, section)
+        return int(row[0]) if row else 0
+
+    def event_starts(self, section: int, after_id: int, limit: int = 20_000) -> list[tuple[int, int]]:
+        """The next closed events after an id as (id, first frame), oldest first: cheap, to see where there were many."""
+        return [(int(i), int(s)) for i, s in self._rows(
+            "SELECT id, first_seq FROM events WHERE section_id = ? AND id > ? ORDER BY id LIMIT ?", section, after_id, limit
+        )]  # fmt: skip
+
     def codes(self, section: int, first_batch: int, last_batch: int) -> list[CodesRow]:
         """Codes of one section for the batches with ids in [first_batch, last_batch]."""
         where = "codes WHERE batch_id BETWEEN ? AND ? AND section_id = ? ORDER BY batch_id"
@@ -157,9 +186,11 @@ class Reader:
         found = self._select(Activity, "activity WHERE section_id = ?", section)
         return found[0] if found else None
 
-    def snapshot_id(self, section: int, span: str = "rolling") -> int | None:
-        """Id of the newest snapshot: cheap, to ask whether there is a new one."""
-        row = self._first("SELECT max(id) FROM correlation_snapshots WHERE section_id = ? AND span = ?", section, span)
+    def snapshot_id(self, section: int, span: str = "rolling", until_seq: int | None = None) -> int | None:
+        """Id of the newest snapshot, not of frames after `until_seq` if given: cheap, to ask whether there is a new one."""
+        until = (1 << 62) if until_seq is None else until_seq
+        sql = "SELECT max(id) FROM correlation_snapshots WHERE section_id = ? AND span = ? AND next_seq <= ?"
+        row = self._first(sql, section, span, until)
         return None if not row or row[0] is None else int(row[0])
 
     def snapshot(self, id: int) -> Snapshot | None:

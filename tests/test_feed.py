@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from tests.store_builder import StoreBuilder
 
-from interlatent_live.viewer.feed import PAIRS, PULL_S, SLOW_S, Feed
+from interlatent_live.viewer.drawing import PAIRS
+from interlatent_live.viewer.feed import PULL_S, SLOW_S, Feed
 
 
 @pytest.fixture
@@ -34,12 +35,14 @@ def test_it_waits_for_a_database_and_then_follows_it(db: Path) -> None:
     assert feed.freshness().state == "LIVE"
     assert len(feed.window) == 200
     assert len(feed.rows) == 32
-    head, count, epoch = feed.raster.head, feed.series.count, feed.epoch
+    drawing = feed.drawing
+    head, count = drawing.raster.head, drawing.series.count
     builder.frames(100)
     pull(feed)
-    assert (len(feed.window), feed.epoch) == (300, epoch)
-    assert feed.raster.head > head
-    assert feed.series.count == count + 100
+    assert len(feed.window) == 300
+    assert feed.drawing is drawing, "what is shown grows; it is not drawn anew"
+    assert drawing.raster.head > head
+    assert count + 39 <= drawing.series.count <= count + 41, "two seconds in bins of 50 ms"
     builder.close()
 
 
@@ -53,13 +56,17 @@ def test_what_is_drawn_is_what_was_stored(db: Path) -> None:
     assert len({p.feature for p in feed.pairs}) == len({p.metric for p in feed.pairs}) == PAIRS
     dense = np.concatenate([x for x, _ in builder.batch_rows])
     metrics = np.concatenate([y for _, y in builder.batch_rows])
-    drawn = feed.series.table
-    drawn = drawn[~np.isnan(drawn[:, 2])]
+    drawn = feed.drawing.series.table
+    drawn = drawn[~np.isnan(drawn[:, 1])][:-1]
     names = builder.manifest.metric_names
+    t = np.concatenate([p.t for p in feed.window])
     for i, pair in enumerate(feed.pairs):
-        np.testing.assert_allclose(drawn[:, 1 + 2 * i], dense[-len(drawn) :, pair.feature], rtol=1e-6)
-        np.testing.assert_allclose(drawn[:, 2 + 2 * i], metrics[-len(drawn) :, names.index(pair.metric or "")])
-    newest = feed.raster.tiles[feed.raster.head // feed.raster.columns % 2][::-1, feed.raster.head % feed.raster.columns]
+        for j, values in ((2 * i, dense[:, pair.feature]), (2 * i + 1, metrics[:, names.index(pair.metric or "")])):
+            for row in drawn:
+                mine = values[np.floor(t / 0.05 + 1e-9) == np.floor(row[0] / 0.05 + 1e-9)]
+                np.testing.assert_allclose(row[1 + 3 * j : 4 + 3 * j], [mine.mean(), mine.min(), mine.max()], rtol=1e-5, atol=1e-6)
+    raster = feed.drawing.raster
+    newest = raster.tiles[raster.head // raster.columns % 2][::-1, raster.head % raster.columns]
     shown = [dense[-1, f] for f in feed.rows]
     assert ((newest[: len(shown)] > 1) >= (np.array(shown) > 0)).all()
     assert feed.returned is None or feed.returned >= 0
@@ -74,7 +81,8 @@ def test_neurons_vector_environments_and_missing_codes(db: Path) -> None:
     feed.pull()
     assert feed.label(3) == "n3"
     assert len(feed.window) == 110, "one environment's frames"
-    last = feed.raster.tiles[feed.raster.head // feed.raster.columns % 2][:, feed.raster.head % feed.raster.columns]
+    raster = feed.drawing.raster
+    last = raster.tiles[raster.head // raster.columns % 2][:, raster.head % raster.columns]
     assert (last == 0).all(), "frames that were not encoded are missing, not inactive"
     builder.close()
 
@@ -89,7 +97,7 @@ def test_a_lost_stretch_is_a_gap_and_ends_the_return(db: Path) -> None:
     builder.frames(20)
     pull(feed)
     assert feed.returned is None
-    assert np.isnan(feed.series.table[:, 2]).sum() >= 1
+    assert np.isnan(feed.drawing.series.table[:, 1]).sum() >= 1
     builder.close()
 
 
@@ -100,14 +108,14 @@ def test_another_boot_and_another_file_start_afresh(db: Path) -> None:
     feed = Feed(db)
     feed.pull()
     assert feed.freshness().state == "ENDED"
-    epoch = feed.epoch
+    drawing = feed.drawing
     first.close()
     second = StoreBuilder(db, boot="b1", start_wall_ns=first.start_wall_ns + 10**10, pictures=False)
     second.frames(30)
     pull(feed, slow=True)
     assert feed.boot is not None
     assert (feed.boot.boot, len(feed.window), feed.freshness().state) == ("b1", 30, "LIVE")
-    assert feed.epoch > epoch
+    assert feed.drawing is not drawing
     second.close()
     for path in db.parent.iterdir():
         path.unlink()
@@ -125,14 +133,14 @@ def test_an_analyzer_that_resumes_keeps_the_page(db: Path) -> None:
     builder.frames(100)
     feed = Feed(db)
     feed.pull()
-    epoch = feed.epoch
+    drawing = feed.drawing
     builder.close()
     resumed = StoreBuilder(db, pictures=False)
     assert resumed.section == 2
     resumed.frames(100)
     pull(feed, slow=True)
     assert len(feed.window) == 200
-    assert feed.epoch == epoch
+    assert feed.drawing is drawing
     resumed.close()
 
 
@@ -170,7 +178,6 @@ def test_fast_runs_are_drawn_by_their_extremes(db: Path) -> None:
     builder.frames(20_000, rows=200)
     feed = Feed(db)
     feed.pull()
-    assert feed.series.bin_s is not None
-    assert len(feed.series.table) <= 2 * 10 / feed.series.bin_s + 10
+    assert len(feed.drawing.series.table) <= 10 / feed.drawing.series.bin_s + 2 * 40 + 10, "bins, and a break at each episode"
     assert feed.window.steps_per_s == pytest.approx(2000, rel=0.01)
     builder.close()

@@ -17,7 +17,7 @@ from interlatent_live.viewer.choice import Pair, choose_metrics, choose_pairs, c
 from interlatent_live.viewer.heatmap import cells
 from interlatent_live.viewer.page import _HERE
 from interlatent_live.viewer.raster import Raster, levels
-from interlatent_live.viewer.series import Series, extremes
+from interlatent_live.viewer.series import Series, bins
 from interlatent_live.viewer.summary import flow, freshness
 from interlatent_live.viewer.text import duration, number, plain, quantity
 from interlatent_live.viewer.theme import GLYPHS
@@ -73,38 +73,41 @@ def test_levels_tell_missing_from_inactive() -> None:
 
 
 def test_lines_break_at_gaps_and_episodes_and_nowhere_else() -> None:
-    series = Series(2, span_s=30, bin_s=None, hold_s=0.1)
+    series = Series(1, span_s=30, bin_s=0.02, hold_s=0.1)
     t = np.array([0.00, 0.02, 0.04, 0.50, 0.52, 0.54])
     step, episode = np.array([0, 1, 2, 25, 26, 27]), np.array([0, 0, 0, 0, 0, 1])
     series.push(t[:4], step[:4], episode[:4], np.arange(4.0)[:, None])
     seen = series.count
     series.push(t[4:], step[4:], episode[4:], np.arange(4.0, 6.0)[:, None])
+    series.flush()
     value = series.table[:, 1]
     assert [None if np.isnan(v) else v for v in value] == [0, 1, 2, None, 3, 4, None, 5]
     assert (np.diff(series.table[:, 0]) >= 0).all()
-    np.testing.assert_array_equal(series.since(seen), series.table[5:])
+    np.testing.assert_array_equal(series.since(seen), series.table[3:])
     assert len(series.since(series.count)) == 0
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.floats(-5, 5), min_size=30, max_size=400), st.integers(1, 60))
-def test_fast_lines_keep_every_extreme(values: list[float], cut: int) -> None:
-    series = Series(2, span_s=30, bin_s=0.05, hold_s=1.0)
-    t: npt.NDArray[np.float64] = np.linspace(0, (len(values) - 1) * 0.004, len(values))
-    steps = np.arange(len(values))
+@given(st.lists(st.floats(-5, 5) | st.just(float("nan")), min_size=1, max_size=400), st.integers(1, 60))
+def test_lines_keep_mean_and_every_extreme(values: list[float], cut: int) -> None:
+    series = Series(1, span_s=30, bin_s=0.05, hold_s=1.0)
+    t: npt.NDArray[np.float64] = np.arange(len(values)) * 0.004
+    steps, table = np.arange(len(values)), np.array(values, np.float64)
     for first in range(0, len(values), cut):
         part = slice(first, first + cut)
-        series.push(t[part], steps[part], 0 * steps[part], np.array(values, np.float64)[part, None])
-    whole = np.floor(t / 0.05) < np.floor(t[-1] / 0.05)
-    if whole.any():
-        kept = np.array(values)[whole]
-        assert (np.nanmin(series.table[:, 1]), np.nanmax(series.table[:, 1])) == (kept.min(), kept.max())
-        assert len(series.table) == 2 * len(np.unique(np.floor(t[whole] / 0.05)))
+        series.push(t[part], steps[part], 0 * steps[part], table[part, None])
+    series.flush()
+    number = np.floor(t / 0.05 + 1e-9)
+    assert len(series.table) == len(np.unique(number))
+    for row, which in zip(series.table, np.unique(number), strict=True):
+        mine = table[(number == which) & ~np.isnan(table)]
+        wanted = [mine.mean(), mine.min(), mine.max()] if len(mine) else [np.nan] * 3
+        np.testing.assert_allclose(row[1:], wanted, atol=1e-9)
 
 
-def test_extremes_ignore_nan() -> None:
+def test_bins_ignore_nan() -> None:
     table = np.array([[0.0, np.nan], [0.01, 3.0], [0.02, 1.0], [0.06, np.nan]])
-    np.testing.assert_array_equal(extremes(table, 0.05)[:, 1], [1, 3, np.nan, np.nan])
+    np.testing.assert_array_equal(bins(table, np.array([0, 3]))[:, 1:], [[2, 1, 3], [np.nan] * 3])
 
 
 def test_rows_do_not_jump() -> None:
@@ -116,6 +119,7 @@ def test_rows_do_not_jump() -> None:
     assert choose_rows(active, 100, 3, first, silent={3, 5, 2}) == first, "nothing better: the row stays"
     assert choose_rows(active, 100, 6, (4,))[0] == 4
     assert choose_rows(np.zeros(4), 0, 3) == ()
+    assert choose_rows(active, 100, 3, first, silent={1, 3}, changes=1) == (5, 3, 4), "one row at a time"
 
 
 def snapshot(r: list[list[float]], q: list[list[float]], metrics: tuple[str, ...] = ("a", "b")) -> Snapshot:

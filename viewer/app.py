@@ -17,7 +17,7 @@ from bokeh.settings import settings
 from tornado.ioloop import IOLoop, PeriodicCallback
 
 from interlatent_live.stream.errors import EndpointError, EndpointInUse
-from interlatent_live.viewer.feed import Feed
+from interlatent_live.viewer.hub import Hub
 from interlatent_live.viewer.page import application
 
 __all__ = ["DEFAULT_PORT", "serve"]
@@ -59,8 +59,8 @@ def serve(
         if error.errno == errno.EADDRINUSE:
             raise EndpointInUse(f"port {port} of {address} is taken; name another with --port, or 0 for a free one") from error
         raise EndpointError(f"the page cannot be served at {address}:{port}: {error.strerror}") from error
-    feed = Feed(db)
-    handler = FunctionHandler(application(feed))
+    hub = Hub(db)
+    handler = FunctionHandler(application(hub))
     loop = IOLoop()
     try:
         server = Server(
@@ -89,5 +89,5 @@ def serve(
         watcher.stop()
         server.stop()
         server.unlisten()
-        feed.reader.close()
+        hub.close()
         loop.close(all_fds=True)

@@ -27,12 +27,13 @@ class Pair(NamedTuple):
 
 
 def choose_rows(
-    active: npt.NDArray[Any], frames: int, limit: int, current: Sequence[int] = (), silent: Collection[int] = ()
+    active: npt.NDArray[Any], frames: int, limit: int, current: Sequence[int] = (), silent: Collection[int] = (), changes: int | None = None
 ) -> tuple[int, ...]:
     """Features for the rows, by how informative their activity is: p(1 − p) for a share p of frames.
 
     `active`: (features,) counts in `frames` frames. The first choice is in order of number; later ones keep `current` in
-    place, fill free rows, and give the row of a feature in `silent` to a better one.
+    place, fill free rows, and give the rows of features in `silent` to better ones: at most `changes` of them, so that rows do
+    not change faster than they can be read.
     """
     share = active.astype(np.float64) / max(frames, 1)
     score = np.where(active > 0, share * (1 - share) + 1e-9, 0)
@@ -41,9 +42,11 @@ def choose_rows(
         return tuple(sorted(best[:limit]))
     rows = list(current)
     waiting = iter([f for f in best if f not in rows and f not in silent])
+    changes = len(rows) if changes is None else changes
     for i, feature in enumerate(rows):
-        if feature in silent:
+        if feature in silent and changes:
             rows[i] = next(waiting, feature)
+            changes -= rows[i] != feature
     rows.extend(f for f in waiting if len(rows) < limit)
     return tuple(rows[:limit])
 

@@ -1,7 +1,8 @@
 """One pull of the database for all pages of this process.
 
-Every session asks `Feed.pull()` on its own callback; at most once in `PULL_S` does it read. What it read is kept as counted
-rows and columns, so a slow page takes several steps at once and a page that lost its place starts afresh (`epoch`).
+There is one feed for each environment and source of features that somebody looks at. Every session asks `Feed.pull()` on
+its own callback; at most once in `PULL_S` does it read. What it read is kept as counted rows and columns, so a slow page takes
+several steps at once; whenever what is drawn changes its rows, pairs or rate, there is another `drawing`.
 A database that is missing, locked, damaged or replaced is a state to show, never an error to raise.
 """
 
@@ -12,11 +13,10 @@ import time
 from collections import deque
 from pathlib import Path
 from statistics import median
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
-from interlatent_live.analyzer.queries import Reader
 from interlatent_live.analyzer.records import (
     BatchRow,
     Boot,
@@ -29,45 +29,51 @@ from interlatent_live.analyzer.records import (
     Section,
     Snapshot,
 )
+from interlatent_live.explainer.reading import Explanation, NarrationLine, Pages
 from interlatent_live.stream.errors import ForeignDatabase, StoreError
 from interlatent_live.stream.manifest import Manifest
 from interlatent_live.viewer.choice import Pair, choose_metrics, choose_pairs, choose_rows
-from interlatent_live.viewer.raster import Raster, levels
-from interlatent_live.viewer.series import RAW_PER_S, Series
+from interlatent_live.viewer.drawing import PAIRS, ROWS, SPAN_S, Drawing
+from interlatent_live.viewer.learning import Learning
+from interlatent_live.viewer.past import Blocks, Clip
 from interlatent_live.viewer.summary import Freshness, freshness
 from interlatent_live.viewer.text import plain
-from interlatent_live.viewer.window import Piece, Window, piece
+from interlatent_live.viewer.timeline import Timeline
+from interlatent_live.viewer.window import Piece, Window, merge, piece
 
-__all__ = ["METRICS", "PAIRS", "PULL_S", "ROWS", "SPAN_S", "Feed"]
+__all__ = ["METRICS", "PULL_S", "Feed"]
 
 log = logging.getLogger(__name__)
 
-SPAN_S: Final = 30.0
-"""Seconds of frame time in sight."""
-ROWS: Final = 32
 METRICS: Final = 24
-PAIRS: Final = 4
 PULL_S: Final = 0.08
 SLOW_S: Final = 0.5
 """Between readings of what changes slowly: boots, sections, ledger, snapshots, episodes."""
 PATIENCE_S: Final = 1.0
 """How long a database may refuse to be read before the page says so."""
 MAX_BATCHES: Final = 2_000
-COLUMN_S: Final = 0.05
+SCALARS: Final = 4
+CHANGES: Final = 1
+"""Rows that may be given to another feature with one snapshot (5 s of frames)."""
+LINES: Final = 300
+"""Sentences kept."""
+_CODES_A_LOOK: Final = 20_000
+"""Batches whose refused frames are counted at a time."""
+_TIMELINE_LOOKS: Final = 4
+"""Looks at what changes slowly between two of the whole boot."""
 
 
 class Feed:
-    """The state of one database as a page shows it."""
+    """The state of one environment and one source of features of a database, as a page shows it."""
 
-    def __init__(self, path: Path) -> None:
-        self.reader = Reader(path)
+    def __init__(self, path: Path, env: int = 0, source: str | None = None) -> None:
+        self.reader = Pages(path)
         self.path = Path(path)
-        self.env = 0
+        self.env, self.source = env, source
+        """`source`: tap point and dictionary wanted, as `sources` names them; None: the analyzer's own preference."""
         self.problem = ""
         """Why the database cannot be read just now, '' while it can."""
         self.failures = 0
-        self.epoch = 0
-        """Rises whenever pages must forget what they show."""
         self.slow = 0
         """Rises with every reading of what changes slowly."""
         self._pulled = self._slow_at = -float("inf")
@@ -87,11 +93,20 @@ class Feed:
         self.episodes: list[Episode] = []
         self.picture: PictureRow | None = None
         self.window = Window(SPAN_S + 2)
+        self.timeline, self.learning = Timeline(), Learning()
+        self.explanations: dict[int, Explanation] = {}
+        self.lines: list[NarrationLine] = []
+        """Sentences about this environment, oldest first."""
+        self.explained = False
+        self.scalars: dict[str, list[tuple[int, float | None]]] = {}
+        self.sources: dict[str, str] = {}
+        """What may be looked at: key and what it is called."""
+        self.non_finite = 0
+        """Frames refused because an activation was NaN or infinite, as far as they were counted."""
         self.rows: tuple[int, ...] = ()
         self.metrics: tuple[str, ...] = ()
         self.pairs: tuple[Pair, ...] = ()
         self.duty: dict[int, float] = {}
-        self.boundaries: list[float] = []
         self.newest_wall_ns: int | None = None
         self._sections: list[int] = []
         self._last_batch = 0
@@ -99,17 +114,10 @@ class Feed:
         self._returns: tuple[int, float | None] = (-1, None)
         self._step = -1
         self._ages.clear()
-        self._slots = np.zeros(0, np.int64)
+        self._counted: tuple[int, int] | None = None
+        self._blocks: Blocks | None = None
         self._maxima = np.zeros(0, np.float32)
-        self._clear_drawing(0.02)
-
-    def _clear_drawing(self, period_s: float) -> None:
-        self.period_s = period_s
-        column_s = max(COLUMN_S, min(period_s, 1.0))
-        hold_s = min(max(0.25, 4 * period_s), 5.0)
-        self.raster = Raster(ROWS, SPAN_S, column_s, hold_s)
-        self.series = Series(1 + 2 * PAIRS, SPAN_S, None if 1 / period_s <= RAW_PER_S else COLUMN_S, hold_s)
-        self.epoch += 1
+        self.drawing = Drawing((), (), self._maxima, 0, (), 0.02)
 
     # what pages ask
 
@@ -117,6 +125,11 @@ class Feed:
     def newest_t(self) -> float | None:
         """Frame time of the newest frame, in seconds since the boot began."""
         return float(self.window.last.t[-1]) if self.window else None
+
+    @property
+    def source_key(self) -> str:
+        """Which of `sources` is shown; '' before there is one."""
+        return _key(self.section) if self.section is not None else ""
 
     @property
     def returned(self) -> float | None:
@@ -193,12 +206,14 @@ class Feed:
         sections = self.reader.sections(boot.boot)
         if not sections:
             return
-        section = _shown(sections)
+        self._name_sources(sections)
+        section = _shown(sections, self.source)
         if self.section is None or section.dictionary_hash != self.section.dictionary_hash or section.point != self.section.point:
             self.dictionary = self.reader.dictionary(section.dictionary_hash)
             self.rows, self.pairs, self.metrics, self.snapshot = (), (), (), None
             self.window, self._last_batch = Window(SPAN_S + 2), 0
-            self._clear_drawing(self.period_s)
+            self.drawing, self._counted, self.non_finite = Drawing((), (), self._maxima, 0, (), 0.02), None, 0
+            self.explanations, self._blocks, self.learning, self.timeline = {}, None, Learning(), Timeline()
         self.section = section
         alike = (s.id for s in sections if s.dictionary_hash == section.dictionary_hash and s.point == section.point)
         self._sections = list(alike)[-4:]
@@ -235,7 +250,7 @@ class Feed:
             self._redraw()
         else:
             for part in pieces:
-                self._draw(part)
+                self.drawing.push(part)
         newest = self.reader.picture(boot, self.env)
         if newest is not None and (self.picture is None or newest.seq != self.picture.seq):
             self.picture = newest
@@ -252,9 +267,17 @@ class Feed:
             return
         self.ledger = self.reader.ledger(self.boot.boot)
         self.episodes = self.reader.episodes(self.boot.boot, self.env, 40)
+        names = self.reader.scalar_names(self.boot.boot)
+        self.scalars = {n: [(r.step, r.value) for r in self.reader.scalars(self.boot.boot, n, 120)] for n in names[:SCALARS]}
+        if self.slow % _TIMELINE_LOOKS == 0 or not self.timeline.whole:
+            self.timeline.look(self.reader, self.boot.boot, self.env, self._sections)
+        self._pull_sentences()
         if self.section is None:
             return
+        self._count_non_finite()
         self.quality = [q for s in self._sections for q in self.reader.quality(s, 300)][-300:]
+        if self.manifest is not None and self.manifest.weights == "changing":
+            self.learning.note(self.quality, self._version_at)
         newest = self.reader.snapshot_id(self.section.id)
         if newest is None or (self.snapshot is not None and newest == self.snapshot.id):
             return
@@ -267,11 +290,59 @@ class Feed:
         if before[:2] != (self.rows, self.pairs):
             self._redraw()
 
+    def _pull_sentences(self) -> None:
+        self.explained = self.reader.explained()
+        if not self.explained or self.boot is None:
+            return
+        after = self.lines[-1].id if self.lines else 0
+        new = [line for line in self.reader.narration(self.boot.boot, after, LINES) if line.env == self.env]
+        self.lines = [*self.lines, *new][-LINES:]
+        if self.dictionary is not None and self.slow % _TIMELINE_LOOKS == 0:
+            found = self.reader.explanations(self.dictionary.hash, everything=True)
+            self.explanations = {e.feature: e for e in found if e.label}
+
+    def _count_non_finite(self) -> None:
+        """Count refused frames: new ones, and older ones a stretch at a time until all are counted."""
+        extent = self.reader.extent(self.boot.boot) if self.boot else None
+        if extent is None:
+            return
+        low, high = self._counted or (self._last_batch + 1, self._last_batch)
+        older = max(extent[0], low - _CODES_A_LOOK)
+        for section in self._sections:
+            for first, last in ((high + 1, self._last_batch), (older, low - 1)):
+                self.non_finite += self.reader.non_finite(section, first, last) if first <= last else 0
+        self._counted = older, self._last_batch
+
+    def _version_at(self, seq: int) -> int | None:
+        batch = self.reader.batch_at(self.boot.boot, seq) if self.boot else None
+        versions = batch.columns.get("policy_version") if batch is not None else None
+        return None if versions is None or not len(versions) else int(versions[-1])
+
+    def _name_sources(self, sections: list[Section]) -> None:
+        latest = [s for s in sections if s.first_seq == sections[-1].first_seq]
+        self.sources = {}
+        for section in latest:
+            row = self.reader.dictionary(section.dictionary_hash)
+            if row is not None:
+                what = "neurons" if row.kind == "neurons" else f"{plain(row.name, 24)}#{row.hash[:8]}"
+                self.sources[_key(section)] = f"{plain(section.point, 30)} · {what}"
+
+    # the past
+
+    def clip(self) -> Clip | None:
+        """A window of the past, drawn with the rows and pairs of now; None while there is nothing."""
+        if self.boot is None or self.manifest is None or not self.window:
+            return None
+        if self._blocks is None or self._blocks.sections != tuple(self._sections):
+            start, metrics = self.manifest.started_monotonic_ns, len(self.manifest.metrics)
+            self._blocks = Blocks(self.reader, self.boot.boot, tuple(self._sections), start, self.env, metrics)
+        return Clip(self._blocks, self.drawing)
+
     # choosing and drawing
 
     def _same_period(self) -> bool:
         period = self.window.period_s
-        return period is None or 0.5 < period / self.period_s < 2
+        return period is None or 0.5 < period / self.drawing.period_s < 2
 
     def _choose_rows(self) -> None:
         if self.dictionary is None or self.section is None:
@@ -283,7 +354,7 @@ class Feed:
         if activity is not None and len(activity.active) == features:
             active, frames = activity.active.astype(np.int64), activity.frames
             maximum = np.maximum(maximum, activity.maximum)
-        rows = choose_rows(active, frames, ROWS, self.rows, silent)
+        rows = choose_rows(active, frames, ROWS, self.rows, silent, changes=CHANGES)
         self.duty = {f: float(active[f]) / max(frames, 1) for f in rows}
         if rows != self.rows or not len(self._maxima):
             self.rows = rows
@@ -293,27 +364,12 @@ class Feed:
     def _redraw(self) -> None:
         """Draw all that is kept again: rows, strips or the rate of frames changed."""
         period = self.window.period_s or (self.manifest and self.manifest.step_period_s) or 0.02
-        self._clear_drawing(max(period, 1e-6))
-        if self.dictionary is not None:
-            self._slots = np.full(self.dictionary.features, -1, np.int64)
-            shown = [*self.rows, *(p.feature for p in self.pairs if p.feature not in self.rows)]
-            self._slots[shown] = np.arange(len(shown))
-            self._shown = shown
-        for part in self.window:
-            self._draw(part)
-
-    def _draw(self, part: Piece) -> None:
-        if self.dictionary is None or not self.rows:
-            return
-        values = part.values(self._slots, len(self._shown))
-        self.raster.push(part.t, levels(values[:, : len(self.rows)], self._maxima))
+        features = self.dictionary.features if self.dictionary is not None else 0
         names = self.manifest.metric_names if self.manifest else ()
-        strips = np.full((len(part), 2 * PAIRS), np.nan)
-        for i, pair in enumerate(self.pairs):
-            strips[:, 2 * i] = values[:, self._shown.index(pair.feature)]
-            if pair.metric in names:
-                strips[:, 2 * i + 1] = part.metrics[:, names.index(pair.metric)]
-        self.series.push(part.t, part.step, part.episode, strips)
+        self.drawing = Drawing(self.rows, self.pairs, self._maxima, features, names, max(period, 1e-6))
+        kept = merge(list(self.window))
+        if kept is not None:
+            self.drawing.push(kept)
 
     def _note_episodes(self, part: Piece) -> None:
         episode, total = self._returns
@@ -322,8 +378,6 @@ class Feed:
             if number != episode:
                 whole = int(part.episode_step[mine][0]) == 0
                 episode, total = int(number), 0.0 if whole else None
-                if whole:
-                    self.boundaries = [*self.boundaries[-40:], float(part.t[mine][0])]
             elif (int(part.step[mine][0]) - self._step) != 1:
                 total = None
             if total is not None:
@@ -332,12 +386,12 @@ class Feed:
             self._step = int(part.step[mine][-1])
         self._returns = episode, total
 
-    def metric(self, name: str | None) -> dict[str, Any]:
-        """Name and unit of a metric as shown."""
-        found = next((m for m in self.manifest.metrics if m.name == name), None) if self.manifest else None
-        return {"name": plain(name or ""), "unit": plain(found.unit, 12) if found else ""}
+
+def _key(section: Section) -> str:
+    return f"{section.point}|{section.dictionary_hash}"
 
 
-def _shown(sections: list[Section]) -> Section:
-    """Of the sections that began together last, one for each tap point, the first: the analyzer's own preference."""
-    return next(s for s in sections if s.first_seq == sections[-1].first_seq)
+def _shown(sections: list[Section], wanted: str | None) -> Section:
+    """Of the sections that began together last the one wanted, or the first: the analyzer's own preference."""
+    latest = [s for s in sections if s.first_seq == sections[-1].first_seq]
+    return next((s for s in latest if _key(s) == wanted), latest[0])

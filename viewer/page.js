@@ -4,9 +4,7 @@ window.ilive = (() => {
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const all = (query) => document.querySelectorAll(query);
   let models = null;
-  let newest = null;   // frame time of the newest frame, s
-  let shown = null;    // right edge of the window, s
-  let arrived = 0;     // when `newest` came, ms of this page's clock
+  let rows = [];
 
   function colours() {
     if (!models) return;
@@ -18,45 +16,34 @@ window.ilive = (() => {
       const glyph = attr.endsWith("_color") && model.properties[attr].get_value?.() !== undefined && typeof model[attr] === "object" && model[attr] !== null;
       model.setv({ [attr]: glyph ? { value } : value }, { sync: false });
     });
+    window.idraw.colours(get);
+    window.itime.colours();
   }
 
   function ready(args) {
     models = args;
+    window.itime.ready(args.control);
     colours();
     dark.addEventListener("change", colours);
     if (args.state.data.json[0]) state(args.state);
     picture(args.picture);
-    frames(args.strips);
-    requestAnimationFrame(move);
+    window.idraw.ready(args);
+    if (args.place.data.json[0]) place(args.place);
+    if (args.timeline.data.json[0]) timeline(args.timeline);
+    for (const name of ["env", "source"]) {
+      document.querySelector(`[data-select=${name}]`).addEventListener("change", (e) => {
+        window.itime.send({ op: "look", [name]: name === "env" ? Number(e.target.value) : e.target.value });
+      });
+    }
   }
 
-  function frames(source) {
-    const t = source.data.t;
-    newest = t.length ? t[t.length - 1] : null;
-    arrived = performance.now();
-    if (newest === null || (shown !== null && Math.abs(newest - shown) > 5)) shown = newest;
+  function place(source) {
+    const p = JSON.parse(source.data.json[0]);
+    window.idraw.place(p);
+    window.itime.moved(p);
   }
 
-  // The window follows the newest frame at the speed of time, so it glides instead of hopping with each message.
-  // Where the browser keeps up it moves twenty times a second, else ten.
-  let last = 0;
-  let frame = 0;       // time of the last animation frame, ms
-  let pace = 16;       // smoothed time between animation frames, ms
-  function move(now) {
-    requestAnimationFrame(move);
-    pace += 0.05 * (Math.min(now - frame, 200) - pace);
-    frame = now;
-    if (newest === null || now - last < (pace < 24 ? 48 : 96) || document.hidden) return;
-    const dt = Math.min(0.5, (now - last) / 1000);
-    last = now;
-    if (shown === null) shown = newest;
-    const behind = newest - shown;                       // s of data not yet in sight
-    const speed = Math.max(0, 1 + 1.5 * (behind - 0.15)); // keep 0.15 s in hand
-    const next = Math.min(newest, shown + dt * speed);
-    const end = Math.max(next, models.span);
-    shown = next;
-    if (Math.abs(models.x.end - end) > 1e-3) models.x.setv({ start: end - models.span, end }, { sync: false });
-  }
+  function timeline(source) { window.itime.timeline(JSON.parse(source.data.json[0])); }
 
   function picture(source) {
     const uri = source.data.uri[0];
@@ -108,9 +95,99 @@ window.ilive = (() => {
       const hidden = s.has[what] || (what === "correlations" && !s.has.metrics);
       e.classList.toggle("lacks", !hidden);
     });
+    body.dataset.stale = s.stale ? "yes" : "no";
+    body.dataset.says = s.has.explainer ? "yes" : "no";
+    body.dataset.versions = s.has.versions ? "yes" : "no";
+    all("[data-stale-why]").forEach((e) => text(e, s.stale));
+    select("env", s.envs > 1 ? Array.from({ length: Math.min(s.envs, 512) }, (_, i) => [String(i), `environment ${i} of ${s.envs}`]) : [], String(s.env));
+    select("source", Object.keys(s.sources).length > 1 ? Object.entries(s.sources) : [], s.source);
+    labels(s.rows);
+    window.idraw.pairs(s.pairs);
+    lines(s.lines);
+    scalars(s.scalars);
     all("[data-pair]").forEach((e) => pair(e, s.pairs[Number(e.dataset.pair)]));
     flow(s.flow);
     vitals(s.vitals);
+  }
+
+  function select(name, options, value) {
+    const element = document.querySelector(`[data-select=${name}]`), key = JSON.stringify(options);
+    element.hidden = !options.length;
+    if (element.dataset.key !== key) {
+      element.dataset.key = key;
+      element.replaceChildren(...options.map(([id, label]) => { const o = node("option", "", label); o.value = id; return o; }));
+    }
+    if (document.activeElement !== element && element.value !== value) element.value = value;
+  }
+
+  // Names at the left of the raster's rows, shares at their right.
+  function labels(list) {
+    const key = JSON.stringify(list);
+    const host = document.querySelector(".rows");
+    if (host.dataset.key === key) return;
+    host.dataset.key = key;
+    rows = list;
+    const said = list.some((row) => row.said);
+    document.querySelector("main").classList.toggle("labelled", said);
+    window.idraw.rows(list.length);
+    const empty = Array.from({ length: Math.max(0, 8 - list.length) }, () => node("li"));
+    host.replaceChildren(...list.map((row) => {
+      const item = node("li"), name = node("span", "n");
+      name.append(node("b", "", row.name));
+      if (row.said) {
+        name.append(node("span", "l", row.said.label), node("span", row.said.stale ? "s stale" : "s", row.said.score));
+        name.title = row.said.about;
+      }
+      item.append(name, node("span", "d", row.duty));
+      return item;
+    }), ...empty);
+  }
+
+  function lines(list) {
+    const host = document.querySelector(".lines"), key = JSON.stringify(list);
+    if (host.dataset.key === key) return;
+    host.dataset.key = key;
+    host.replaceChildren(...list.map((line) => {
+      const item = node("li", `k-${/^[a-z]+$/.test(line.kind) ? line.kind : "other"}`), go = node("button", "go", `${line.time} · episode ${line.episode} · step ${line.step}`);
+      go.title = "Show this moment";
+      go.addEventListener("click", () => window.itime.send({ op: "seek", to: line.seq }));
+      item.append(go, node("span", "kind", line.kind), node("p", "", line.text));
+      if (line.chips.length) {
+        const chips = node("p", "chips");
+        line.chips.forEach((c) => {
+          const chip = node("span", c.score === "unscored" ? "chip un" : "chip");
+          chip.append(node("b", "", c.feature), c.label ? ` ${c.label} ` : " ", node("i", "", c.score));
+          chips.append(chip);
+        });
+        item.append(chips);
+      }
+      return item;
+    }));
+  }
+
+  // What the training loop logs: a small line each.
+  function scalars(list) {
+    const host = document.querySelector(".scalars"), key = JSON.stringify(list);
+    document.querySelector(".learns").hidden = !list.length;
+    if (host.dataset.key === key) return;
+    host.dataset.key = key;
+    host.replaceChildren(...list.map((s) => {
+      const item = node("div"), svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+      item.append(node("dt", "", s.name), node("dd", "", s.value));
+      svg.setAttribute("viewBox", "0 0 100 24");
+      svg.setAttribute("preserveAspectRatio", "none");
+      svg.setAttribute("aria-hidden", "true");
+      if (s.points.length > 1) {
+        const xs = s.points.map((p) => p[0]), ys = s.points.map((p) => p[1]), low = Math.min(...ys), high = Math.max(...ys);
+        const line = document.createElementNS("http://www.w3.org/2000/svg", "polyline");
+        const x = (v) => (v - xs[0]) / (xs.at(-1) - xs[0] || 1) * 100, y = (v) => 22 - (v - low) / (high - low || 1) * 20;
+        line.setAttribute("points", s.points.map((p) => `${x(p[0]).toFixed(1)},${y(p[1]).toFixed(1)}`).join(" "));
+        line.setAttribute("vector-effect", "non-scaling-stroke");
+        svg.append(line);
+      }
+      item.append(svg);
+      return item;
+    }));
   }
 
   function pair(element, p) {
@@ -155,6 +232,8 @@ window.ilive = (() => {
       }));
     }
     values.forEach((v, i) => {
+      list.children[i].className = v.kind ?? "";
+      list.children[i].title = v.about ?? "";
       text(list.children[i].children[0], v.name);
       quantity(list.children[i].children[1], v.value);
     });
@@ -165,7 +244,7 @@ window.ilive = (() => {
   function lost() {
     if (gone) return;
     gone = true;
-    newest = null;
+    window.idraw.gone();
     document.body.dataset.state = "STALE";
     all("b[data-state]").forEach((e) => text(e, "STALE"));
     const note = document.querySelector(".note");
@@ -177,5 +256,5 @@ window.ilive = (() => {
     }, 1000);
   }
 
-  return { ready, lost, state, picture, frames, age: () => performance.now() - arrived };
+  return { ready, lost, state, picture, place, timeline, frames: () => { if (models) window.idraw.frames(); }, row: (i) => rows[i] };
 })();

@@ -1,24 +1,23 @@
-"""The figures: pure functions from sources and ranges to Bokeh models. They hold no data and read nothing.
+"""Bokeh's figures: correlations, the dictionary's error, returns; and the sources of what the browser draws by itself.
 
-One source a clock: `Sources.tiles` and `Sources.strips` move with frames, `Sources.cells` with correlation snapshots,
-`Sources.quality` and `Sources.episodes` with seconds and episodes. All figures over time share one x range, which the
-browser moves (page.js); y ranges only ever widen.
+One source a clock: `Sources.tiles` and `Sources.strips` move with frames (draw.js paints them, for a whole repaint of a Bokeh
+figure at each message is most of what a page costs), `place` with the cursor, `cells` with correlation snapshots, `quality`
+and `episodes` with seconds and episodes. y ranges only ever widen.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from bokeh.models import (
     ColumnDataSource,
-    CustomJSHover,
     CustomJSTickFormatter,
     FixedTicker,
-    Grid,
     HoverTool,
-    LinearAxis,
     LinearColorMapper,
     NumeralTickFormatter,
     Range1d,
@@ -26,17 +25,16 @@ from bokeh.models import (
 from bokeh.models.annotations import Span
 from bokeh.plotting import figure
 
+from interlatent_live.analyzer.records import Episode, Quality
 from interlatent_live.viewer.heatmap import COLUMNS
 from interlatent_live.viewer.theme import GLYPHS
 
 __all__ = ["Panels", "Sources", "build"]
 
-LEFT, RIGHT = 54, 58
-BAND = 0.05, 0.68
-"""Part of a strip's place that its lines fill, from below; its title stands above them."""
 HEAT_LABELS = 100
 """Pixels below the heatmap for its slanted labels; fixed, so that its rows stay level with the raster's."""
-_MINUTES = "const s = Math.max(0, Math.round(tick)); return Math.floor(s / 60) + ':' + String(s % 60).padStart(2, '0')"
+_AGO = CustomJSTickFormatter(code="return tick == 0 ? 'now' : '−' + Math.round(-tick / 60) + ' min'")
+_FIVE_MINUTES = (-300, -180, -60, 0)
 
 
 def _source(**data: Any) -> ColumnDataSource:
@@ -45,137 +43,112 @@ def _source(**data: Any) -> ColumnDataSource:
 
 @dataclass
 class Sources:
-    """What a session's figures draw."""
+    """What a session shows."""
 
     tiles: ColumnDataSource
     strips: ColumnDataSource
-    boundaries: ColumnDataSource = field(default_factory=lambda: _source(x=[]))
     cells: ColumnDataSource = field(default_factory=lambda: _source(**{name: [] for name in COLUMNS}))
     quality: ColumnDataSource = field(default_factory=lambda: _source(t=[], fvu=[]))
     episodes: ColumnDataSource = field(default_factory=lambda: _source(episode=[], total=[], steps=[], how=[]))
     state: ColumnDataSource = field(default_factory=lambda: _source(json=[""]))
     picture: ColumnDataSource = field(default_factory=lambda: _source(uri=[""]))
-    labels: ColumnDataSource = field(default_factory=lambda: _source(row=[], metric=[]))
+    place: ColumnDataSource = field(default_factory=lambda: _source(json=[""]))
+    timeline: ColumnDataSource = field(default_factory=lambda: _source(json=[""]))
+    control: ColumnDataSource = field(default_factory=lambda: _source(json=[""]))
+    """Written by the browser: commands."""
+
+
+def _nice(value: float) -> float:
+    """The next round number at or above a positive value: ranges then widen in few steps."""
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(m * power for m in (1, 1.5, 2, 3, 4, 5, 6, 8, 10) if m * power >= value * (1 - 1e-9))
 
 
 @dataclass
 class Panels:
     """The figures and what is changed about them afterwards."""
 
-    raster: Any
-    strips: Any
     heatmap: Any
     quality: Any
     episodes: Any
-    x: Range1d
-    duty: LinearAxis
-    rows: Grid
-    """Lines between the rows; those beyond the y range would be drawn as well."""
-    bands: list[tuple[Range1d, Range1d]]
-    """For each pair the ranges of its feature and its metric."""
-    metric_axis: LinearAxis
     card: Span
+    rows: int
+    metrics: int
     roles: list[tuple[Any, str, str]]
     """(model, attribute, colour role of theme.GLYPHS)"""
+    _versions: bool = False
 
     @property
     def roots(self) -> list[Any]:
         """All figures, named as the template places them."""
-        return [self.raster, self.strips, self.heatmap, self.quality, self.episodes]
+        return [self.heatmap, self.quality, self.episodes]
+
+    def fit(self, used: int, rows: Sequence[str], metrics: Sequence[str]) -> None:
+        """Label the heatmap; no room for rows that no feature needs."""
+        named: dict[Any, Any] = {self.rows - i - 0.5: (rows[i] if i < len(rows) else "") for i in range(self.rows)}
+        if self.heatmap.yaxis[0].major_label_overrides != named:
+            self.heatmap.yaxis[0].major_label_overrides = named
+        self.heatmap.y_range.start = self.rows - max(used, 8)
+        if metrics:
+            self.heatmap.x_range.end = max(len(metrics), 4)
+            columns: dict[Any, Any] = {i + 0.5: (metrics[i] if i < len(metrics) else "") for i in range(self.metrics)}
+            if self.heatmap.xaxis[0].major_label_overrides != columns:
+                self.heatmap.xaxis[0].major_label_overrides = columns
+
+    def draw_quality(self, sources: Sources, rows: Sequence[Quality], versions: Sequence[tuple[int, float]], card: float) -> None:
+        """FVU of the last seconds or, where the weights changed, of each policy version."""
+        if len(versions) > 1:
+            fvu = [v for _, v in versions]
+            sources.quality.data = {"t": [version for version, _ in versions], "fvu": fvu}
+            self.quality.x_range.update(start=versions[0][0], end=versions[-1][0])
+            if not self._versions:
+                self._versions = True
+                self.quality.xaxis.formatter = NumeralTickFormatter(format="0")
+                self.quality.xaxis.ticker = FixedTicker(ticks=[])
+            low, high = versions[0][0], versions[-1][0]
+            step = max(1, round(_nice(max(1.0, (high - low) / 5))))
+            self.quality.xaxis.ticker.ticks = list(range(-(-low // step) * step, high + 1, step))
+        else:
+            fvu = [math.nan if q.fvu is None else q.fvu for q in rows]
+            sources.quality.data = {"t": list(range(1 - len(rows), 1)), "fvu": fvu}
+            if self._versions:
+                self._versions = False
+                self.quality.xaxis.formatter, self.quality.xaxis.ticker = _AGO.clone(), FixedTicker(ticks=list(_FIVE_MINUTES))
+                self.quality.x_range.update(start=-300, end=0)
+        if math.isfinite(card):
+            self.card.location = card
+        highest = max([v for v in (*fvu, card) if math.isfinite(v)], default=0.0)
+        shown = self.quality.y_range
+        if highest > shown.end or highest < shown.end / 5:
+            shown.end = _nice(max(highest * 1.1, 1e-3))
+
+    def draw_episodes(self, sources: Sources, rows: Sequence[Episode]) -> None:
+        """Returns of the last episodes."""
+        totals = [math.nan if e.return_ is None else e.return_ for e in rows]
+        how = ["ended by itself" if e.terminated else "cut off" if e.truncated else "" for e in rows]
+        sources.episodes.data = {"episode": [e.episode for e in rows], "total": totals, "steps": [e.steps for e in rows], "how": how}
+        if not rows:
+            return
+        last = rows[-1].episode
+        self.episodes.x_range.update(start=max(0, last - 39) - 0.5, end=max(9, last) + 0.5)
+        finite = [v for v in totals if math.isfinite(v)] or [1.0]
+        self.episodes.y_range.update(start=min(0.0, *finite), end=_nice(max(*finite, 1e-6, 0.0)))
 
 
-def build(sources: Sources, rows: int, metrics: int, strips: int) -> Panels:
-    """All figures. `rows` and `metrics`: places in the raster and the heatmap; `strips`: pairs of lines."""
+def build(sources: Sources, rows: int, metrics: int) -> Panels:
+    """All figures. `rows` and `metrics`: places in the heatmap."""
     roles: list[tuple[Any, str, str]] = []
-    x = Range1d(start=0, end=30)
-    raster, duty, grid = _raster(sources, x, rows, roles)
-    lines, bands, right = _strips(sources, x, strips, roles)
     quality, card = _quality(sources, roles)
-    return Panels(
-        raster, lines, _heatmap(sources, rows, metrics, roles), quality, _episodes(sources, roles), x, duty, grid, bands, right,
-        card, roles,
-    )  # fmt: skip
+    return Panels(_heatmap(sources, rows, metrics, roles), quality, _episodes(sources, roles), card, rows, metrics, roles)
 
 
 def _figure(name: str, **options: Any) -> Any:
     made = figure(name=name, sizing_mode="stretch_both", toolbar_location=None, tools="", **options)
     made.toolbar.active_drag = None
     made.toolbar.active_scroll = None
-    made.min_border_left, made.min_border_right, made.min_border_top, made.min_border_bottom = LEFT, RIGHT, 4, 6
+    made.min_border_left, made.min_border_top, made.min_border_bottom = 40, 4, 24
     made.xgrid.grid_line_color = None
     return made
-
-
-def _time_axis(made: Any) -> None:
-    made.xaxis.formatter = CustomJSTickFormatter(code=_MINUTES)
-    made.xaxis.ticker.desired_num_ticks = 7
-    made.min_border_bottom = 24
-
-
-def _boundaries(made: Any, sources: Sources, roles: list[tuple[Any, str, str]]) -> None:
-    glyph = made.vspan(x="x", source=sources.boundaries, line_width=1, line_dash=[3, 3], line_color="#808890").glyph
-    roles.append((glyph, "line_color", "boundary"))
-
-
-def _raster(sources: Sources, x: Range1d, rows: int, roles: list[tuple[Any, str, str]]) -> tuple[Any, LinearAxis, Grid]:
-    made = _figure("raster", x_range=x, y_range=Range1d(start=0, end=rows), height=400)
-    mapper = LinearColorMapper(palette=GLYPHS["light"]["ramp"], low=0, high=255)
-    roles.append((mapper, "palette", "ramp"))
-    made.image(image="image", x="x", y=0, dw="dw", dh=rows, source=sources.tiles, color_mapper=mapper)
-    centres = [rows - i - 0.5 for i in range(rows)]
-    made.yaxis.ticker = FixedTicker(ticks=centres)
-    made.yaxis.major_label_overrides = {c: "" for c in centres}
-    made.yaxis.major_label_text_font_size = "10px"
-    made.ygrid.visible = False
-    lines = Grid(dimension=1, ticker=FixedTicker(ticks=list(range(rows + 1))), level="overlay", grid_line_color="#ffffff")
-    lines.grid_line_width, lines.name = 1, "rows"
-    roles.append((lines, "grid_line_color", "panel"))
-    made.add_layout(lines)
-    duty = LinearAxis(major_label_overrides={c: "" for c in centres})
-    duty.update(ticker=FixedTicker(ticks=centres))
-    duty.major_label_text_font_size = "10px"
-    made.add_layout(duty, "right")
-    _time_axis(made)
-    _boundaries(made, sources, roles)
-    name = CustomJSHover(
-        args={"labels": sources.labels, "rows": rows},
-        code="return labels.data.row[rows - 1 - Math.floor(special_vars.y)] ?? 'free row'",
-    )
-    when = CustomJSHover(code="const s = special_vars.x; return Math.floor(s / 60) + ':' + (s % 60).toFixed(1).padStart(4, '0')")
-    level = CustomJSHover(
-        code="return value == 0 ? 'no data' : value == 1 ? 'inactive' : Math.round((value - 1) / 2.54) + ' % of its maximum'"
-    )
-    made.add_tools(HoverTool(
-        tooltips=[("feature", "$y{custom}"), ("frame time", "$x{custom}"), ("activity", "@image{custom}")],
-        formatters={"$y": name, "$x": when, "@image": level}, attachment="horizontal",
-    ))  # fmt: skip
-    return made, duty, lines
-
-
-def _strips(
-    sources: Sources, x: Range1d, count: int, roles: list[tuple[Any, str, str]]
-) -> tuple[Any, list[tuple[Range1d, Range1d]], LinearAxis]:
-    """Pairs one above the other in one figure: a canvas for each would cost the browser four times the painting."""
-    made = _figure("strips", x_range=x, y_range=Range1d(start=0, end=count), height=250)
-    bands = []
-    for i in range(count):
-        bottom = count - 1 - i
-        value, metric = Range1d(start=0, end=1), Range1d(start=-1, end=1)
-        bands.append((value, metric))
-        place = Range1d(start=bottom + BAND[0], end=bottom + BAND[1])
-        left = made.subplot(x_source=x, x_target=x, y_source=value, y_target=place)
-        right = made.subplot(x_source=x, x_target=x, y_source=metric, y_target=place)
-        area = left.varea_step(x="t", y1=0, y2=f"v{i}", source=sources.strips, step_mode="after", fill_alpha=0.45)
-        line = right.line(x="t", y=f"m{i}", source=sources.strips, line_width=1, line_alpha=0.8)
-        roles += [(area.glyph, "fill_color", "feature"), (line.glyph, "line_color", "metric")]
-    right_axis = LinearAxis()
-    made.add_layout(right_axis, "right")
-    for axis in (made.yaxis[0], right_axis):
-        axis.update(ticker=FixedTicker(ticks=[]), major_label_text_font_size="10px")
-    made.ygrid.visible = False
-    _time_axis(made)
-    _boundaries(made, sources, roles)
-    return made, bands, right_axis
 
 
 def _heatmap(sources: Sources, rows: int, metrics: int, roles: list[tuple[Any, str, str]]) -> Any:
@@ -192,7 +165,7 @@ def _heatmap(sources: Sources, rows: int, metrics: int, roles: list[tuple[Any, s
     made.xaxis.major_label_orientation = np.pi / 3.2
     made.xaxis.major_label_text_font_size = "10px"
     made.ygrid.visible = False
-    made.min_border_right, made.min_border_bottom = 8, HEAT_LABELS
+    made.min_border_left, made.min_border_right, made.min_border_bottom = 54, 8, HEAT_LABELS
     made.add_tools(HoverTool(
         tooltips=[
             ("feature", "@feature"), ("metric", "@metric"), ("r", "@value"), ("95 % interval", "@interval"),
@@ -212,9 +185,9 @@ def _quality(sources: Sources, roles: list[tuple[Any, str, str]]) -> tuple[Any, 
     made.add_layout(card)
     made.yaxis.ticker.desired_num_ticks = 3
     made.yaxis.formatter = NumeralTickFormatter(format="0.[000]")
-    made.xaxis.formatter = CustomJSTickFormatter(code="return tick == 0 ? 'now' : '−' + Math.round(-tick / 60) + ' min'")
-    made.xaxis.ticker = FixedTicker(ticks=[-300, -240, -180, -120, -60, 0])
-    made.min_border_right, made.min_border_bottom = 18, 24
+    made.xaxis.formatter = _AGO.clone()
+    made.xaxis.ticker = FixedTicker(ticks=list(_FIVE_MINUTES))
+    made.min_border_right = 18
     return made, card
 
 
@@ -227,6 +200,6 @@ def _episodes(sources: Sources, roles: list[tuple[Any, str, str]]) -> Any:
     made.xaxis.formatter = NumeralTickFormatter(format="0")
     made.xaxis.ticker.desired_num_ticks = 5
     made.xaxis.ticker.min_interval = 1
-    made.min_border_right, made.min_border_bottom, made.min_border_left = 8, 24, 40
+    made.min_border_right = 8
     made.add_tools(HoverTool(tooltips=[("episode", "@episode"), ("return", "@total"), ("steps", "@steps"), ("", "@how")]))
     return made

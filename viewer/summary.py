@@ -5,16 +5,19 @@ STALE is judged by the page's own clock (no batch was committed for `STALE_S`), 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from interlatent_live.analyzer.records import Boot, DictionaryRow, LedgerRow, Quality
+import numpy as np
+
+from interlatent_live.analyzer.records import Boot, DictionaryRow, LedgerRow, Quality, Snapshot
 from interlatent_live.stream.manifest import Manifest
+from interlatent_live.viewer.choice import Pair
 from interlatent_live.viewer.text import DASH, duration, number, plain, quantity
 from interlatent_live.viewer.window import Piece
 
-__all__ = ["STALE_S", "Freshness", "flow", "freshness", "header", "moment", "vitals"]
+__all__ = ["STALE_S", "Freshness", "flow", "freshness", "header", "moment", "pairs", "scalars", "vitals"]
 
 STALE_S: Final = 2.0
 
@@ -49,6 +52,7 @@ def header(
     quality: Quality | None,
     steps_per_s: float | None,
     age_ms: float | None,
+    newest: Piece | None = None,
 ) -> dict[str, str]:
     """Texts of the header by name."""
     status = ledger.status if ledger else {}
@@ -71,10 +75,18 @@ def header(
         "lost": quantity(lost, "frames"),
         "fvu": number(quality.fvu if quality else None, 2),
         "fvu_card": "neurons: none" if neurons else f"card {number(_number(card.get('fvu')), 2)}",
-        "which": f"environment 0 of {manifest.num_envs}" if manifest and manifest.num_envs > 1 else "",
+        "weights": _weights(manifest, newest),
         "overhead": quantity(_number(status.get("overhead_us_median")), "µs"),
         "overhead_p99": f"p99 {quantity(_number(status.get('overhead_us_p99')), 'µs')}",
     }
+
+
+def _weights(manifest: Manifest | None, newest: Piece | None) -> str:
+    """Whether the agent learns, and how far it is; '' for frozen weights that have one version only."""
+    version = int(newest.version[-1]) if newest is not None else 0
+    if manifest is None or (manifest.weights != "changing" and version <= 0):
+        return ""
+    return f"policy v{version}, weights {'changing' if manifest.weights == 'changing' else 'frozen'}"
 
 
 def _number(value: Any) -> float | None:
@@ -132,8 +144,8 @@ _STATUS: Final[Mapping[str, tuple[str, str]]] = {
 }
 
 
-def vitals(ledger: LedgerRow | None) -> list[dict[str, str]]:
-    """The health strip's numbers beside the flow; counts that are 0 are left out."""
+def vitals(ledger: LedgerRow | None, non_finite: int = 0) -> list[dict[str, str]]:
+    """The health strip's numbers beside the flow; counts that are 0 are left out. `non_finite`: frames refused by the encoder."""
     if ledger is None:
         return []
     found = [
@@ -146,26 +158,64 @@ def vitals(ledger: LedgerRow | None) -> list[dict[str, str]]:
         value = _number(ledger.status.get(key))
         if value:
             found.append({"name": name, "value": quantity(value, unit)})
+    if non_finite:
+        about = "frames whose activations held NaN or infinity: kept, but not encoded"
+        found.append({"name": "non-finite frames", "value": number(non_finite), "kind": "bad", "about": about})
     return found
 
 
-def moment(manifest: Manifest | None, newest: Piece | None, returned: float | None) -> dict[str, str]:
-    """The facts beside the picture. `returned`: sum of rewards of the episode as far as it was seen whole."""
-    if manifest is None or newest is None:
+def pairs(
+    chosen: Sequence[Pair], count: int, snapshot: Snapshot | None, manifest: Manifest | None, names: Mapping[int, str]
+) -> list[dict[str, str] | None]:
+    """Titles of the strips; None for one that is not used."""
+    found: list[dict[str, str] | None] = []
+    for pair in chosen[:count]:
+        spec = next((m for m in manifest.metrics if m.name == pair.metric), None) if manifest else None
+        title = {
+            "feature": names.get(pair.feature, f"f{pair.feature}"), "metric": plain(spec.name) if spec else "",
+            "unit": plain(spec.unit, 12) if spec else "", "r": "", "interval": "",
+        }  # fmt: skip
+        found.append(title)
+        if snapshot is None or pair.metric not in snapshot.metrics:
+            continue
+        at, j = np.flatnonzero(snapshot.features == pair.feature), snapshot.metrics.index(pair.metric)
+        if len(at) and np.isfinite(snapshot.r[at[0], j]):
+            k = at[0]
+            title["r"] = f"r {snapshot.r[k, j]:+.2f}".replace("-", "−")
+            low, high, n = snapshot.low[k, j], snapshot.high[k, j], snapshot.n_eff[k, j]
+            if np.isfinite(low) and np.isfinite(high):
+                title["interval"] = f"95 % {low:+.2f} … {high:+.2f}, n eff {n:.0f}".replace("-", "−")
+    return found + [None] * (count - len(found))
+
+
+def scalars(series: Mapping[str, Sequence[tuple[int, float | None]]]) -> list[dict[str, Any]]:
+    """What the training loop logged: name, newest value, and points (step, value) for a small line."""
+    found = []
+    for name, points in series.items():
+        known = [[step, value] for step, value in points if value is not None and np.isfinite(value)]
+        last = points[-1][1] if points else None
+        found.append({"name": plain(name, 28), "value": number(last), "points": known})
+    return found
+
+
+def moment(manifest: Manifest | None, at: tuple[Piece, int] | None, returned: float | None) -> dict[str, str]:
+    """The facts beside the picture, of one frame: a piece and its row. `returned`: sum of the episode's rewards up to it."""
+    if manifest is None or at is None:
         return {"episode": DASH, "step": DASH, "reward": DASH, "return": DASH, "action": DASH}
+    piece, row = at
     return {
-        "episode": number(int(newest.episode[-1])),
-        "step": number(int(newest.episode_step[-1])),
-        "reward": number(float(newest.reward[-1])),
+        "episode": number(int(piece.episode[row])),
+        "step": number(int(piece.episode_step[row])),
+        "reward": number(float(piece.reward[row])),
         "return": number(returned),
-        "action": _action(manifest, newest),
+        "action": _action(manifest, piece, row),
     }
 
 
-def _action(manifest: Manifest, newest: Piece) -> str:
-    if newest.action is None:
+def _action(manifest: Manifest, piece: Piece, row: int) -> str:
+    if piece.action is None:
         return DASH
-    values = newest.action.ravel()
+    values = piece.action[row]
     if manifest.action.kind == "discrete" and len(values) == 1:
         choice = int(values[0])
         names = manifest.action.names

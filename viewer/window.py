@@ -6,7 +6,7 @@ Bounded by frame time and by frames; nothing here knows Bokeh or a database conn
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from interlatent_live.analyzer.codes import Codes
 from interlatent_live.analyzer.records import BatchRow, CodesRow
 
-__all__ = ["MAX_FRAMES", "Piece", "Window", "piece"]
+__all__ = ["MAX_FRAMES", "Piece", "Window", "merge", "piece"]
 
 MAX_FRAMES: Final = 120_000
 """Frames kept at most, whatever their rate: 30 s of 4,000 a second."""
@@ -36,7 +36,9 @@ class Piece:
     metrics: npt.NDArray[np.float64]
     """(n, m) NaN where unknown."""
     action: npt.NDArray[Any] | None
-    """(a,) of the last frame."""
+    """(n, a)"""
+    version: npt.NDArray[np.int64]
+    """(n,) of the policy."""
     seq: npt.NDArray[np.int64]
     rows: npt.NDArray[np.int64]
     """(n,) row of `codes`, -1 where the frame was not encoded."""
@@ -44,6 +46,15 @@ class Piece:
 
     def __len__(self) -> int:
         return len(self.t)
+
+    def cut(self, first: int, last: int) -> Piece:
+        """Frames [first, last)."""
+        part = slice(first, last)
+        action = None if self.action is None else self.action[part]
+        return Piece(
+            self.t[part], self.step[part], self.episode[part], self.episode_step[part], self.reward[part], self.metrics[part], action,
+            self.version[part], self.seq[part], self.rows[part], self.codes,
+        )  # fmt: skip
 
     def values(self, slots: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.float32]:
         """(n, width) activations of the features that `slots` (features,) places in a column; -1 leaves one out. NaN where not encoded."""
@@ -78,11 +89,41 @@ def piece(batch: BatchRow, coded: CodesRow | None, start_ns: int, env: int, metr
         episode_step=columns["episode_step"][mine].astype(np.int64),
         reward=np.full(n, np.nan) if reward is None else reward[mine].astype(np.float64),
         metrics=np.full((n, metrics), np.nan) if table is None or table.shape[1] != metrics else table[mine],
-        action=None if action is None else np.atleast_1d(action[mine[-1]]),
+        action=None if action is None else action[mine].reshape(n, -1),
+        version=columns["policy_version"][mine].astype(np.int64) if "policy_version" in columns else np.zeros(n, np.int64),
         seq=batch.first_seq + mine,
         rows=rows[mine],
         codes=None if coded is None else coded.codes,
     )
+
+
+def merge(pieces: Sequence[Piece]) -> Piece | None:
+    """Consecutive pieces as one; None for none."""
+    if not pieces:
+        return None
+    coded = [p.codes for p in pieces if p.codes is not None]
+    codes: Codes | None = None
+    if coded:
+        offsets = np.cumsum([0, *(c.active for c in coded)])
+        ends = [c.indptr[1:].astype(np.int64) + offset for c, offset in zip(coded, offsets, strict=False)]
+        indptr = np.concatenate([[0], *ends]).astype(np.int32)
+        indices, values = np.concatenate([c.indices for c in coded]), np.concatenate([c.values for c in coded])
+        codes = Codes(indptr, indices, values, coded[0].features)
+    rows, before = [], 0
+    for part in pieces:
+        rows.append(np.where(part.rows >= 0, part.rows + before, -1))
+        before += 0 if part.codes is None else part.codes.rows
+    actions = [p.action for p in pieces if p.action is not None]
+    alike = len(actions) == len(pieces) and len({a.shape[1] for a in actions}) == 1
+
+    def joined(name: str) -> npt.NDArray[Any]:
+        return np.concatenate([getattr(p, name) for p in pieces])
+
+    return Piece(
+        t=joined("t"), step=joined("step"), episode=joined("episode"), episode_step=joined("episode_step"), reward=joined("reward"),
+        metrics=joined("metrics"), action=np.concatenate(actions) if alike else None, version=joined("version"), seq=joined("seq"),
+        rows=np.concatenate(rows), codes=codes,
+    )  # fmt: skip
 
 
 class Window:

@@ -1,0 +1,39 @@
+"""The feeds of one database, shared by the sessions that look at the same environment and source of features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from interlatent_live.viewer.feed import Feed
+
+__all__ = ["Hub"]
+
+
+class Hub:
+    """The feeds that somebody looks at, by environment and source of features."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._feeds: dict[tuple[int, str | None], Feed] = {}
+        self._users: dict[tuple[int, str | None], int] = {}
+
+    def take(self, env: int = 0, source: str | None = None) -> Feed:
+        """A feed, to be handed back by `drop`."""
+        key = env, source
+        if key not in self._feeds:
+            self._feeds[key], self._users[key] = Feed(self.path, env, source), 0
+        self._users[key] += 1
+        return self._feeds[key]
+
+    def drop(self, feed: Feed) -> None:
+        """Hand a feed back; the last one to do so closes it."""
+        key = feed.env, feed.source
+        self._users[key] -= 1
+        if not self._users[key]:
+            self._feeds.pop(key).reader.close()
+            del self._users[key]
+
+    def close(self) -> None:
+        """Let go of the file."""
+        for feed in self._feeds.values():
+            feed.reader.close()

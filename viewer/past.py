@@ -1,0 +1,183 @@
+"""Frames of the past at a cursor: a window of the database that fills from the cursor outwards.
+
+Frames are read in blocks of `BLOCK` batches, kept decoded up to `KEPT_FRAMES`; a step to a frame near by reads nothing. A
+far jump reads the cursor's block at once and the rest as far as the time given allows, so the page answers before the
+whole window is there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from typing import Final
+
+import numpy as np
+
+from interlatent_live.analyzer.queries import Reader
+from interlatent_live.analyzer.records import CodesRow
+from interlatent_live.viewer.drawing import SPAN_S, Drawing
+from interlatent_live.viewer.window import Piece, merge, piece
+
+__all__ = ["BLOCK", "Blocks", "Clip"]
+
+BLOCK: Final = 64
+KEPT_FRAMES: Final = 60_000
+_AHEAD_S: Final = 10.0
+"""Of a window around a cursor, what comes after it."""
+
+
+class Blocks:
+    """Decoded blocks of one boot, one environment and the sections of one source of features."""
+
+    def __init__(self, reader: Reader, boot: str, sections: tuple[int, ...], start_ns: int, env: int, metrics: int) -> None:
+        self.reader, self.boot, self.sections = reader, boot, sections
+        self._start_ns, self._env, self._metrics = start_ns, env, metrics
+        self._kept: OrderedDict[int, Piece | None] = OrderedDict()
+
+    def read(self, number: int, last_id: int) -> Piece | None:
+        """Frames of the batches with ids in [number · BLOCK, (number + 1) · BLOCK); None where none are of the environment."""
+        if number in self._kept:
+            self._kept.move_to_end(number)
+            return self._kept[number]
+        first, last = number * BLOCK, (number + 1) * BLOCK - 1
+        codes: dict[int, CodesRow] = {}
+        for section in self.sections:
+            codes.update((c.batch_id, c) for c in self.reader.codes(section, first, last))
+        rows = self.reader.batch_range(self.boot, first, last)
+        made = (piece(b, codes.get(b.id), self._start_ns, self._env, self._metrics) for b in rows)
+        found = merge([p for p in made if p is not None])
+        if last < last_id:  # else more may come
+            self._kept[number] = found
+            total = sum(len(p) for p in self._kept.values() if p is not None)
+            while total > KEPT_FRAMES and len(self._kept) > 2:
+                _, gone = self._kept.popitem(last=False)
+                total -= 0 if gone is None else len(gone)
+        return found
+
+
+class Clip:
+    """A window of `SPAN_S` seconds and a cursor in it."""
+
+    def __init__(self, blocks: Blocks, drawing: Drawing) -> None:
+        self.blocks, self._empty = blocks, drawing
+        self.drawing = drawing.again()
+        self.frames: Piece | None = None
+        """What is loaded, in order."""
+        self.row = 0
+        """Of the cursor's frame in `frames`."""
+        self.start = self.end = 0.0
+        """Frame time of the window's edges, s."""
+        self.whole = False
+        self._pieces: dict[int, Piece | None] = {}
+        self._first_id = self._last_id = 0
+
+    @property
+    def seq(self) -> int:
+        """The cursor's frame."""
+        return 0 if self.frames is None else int(self.frames.seq[self.row])
+
+    @property
+    def t(self) -> float:
+        """Frame time of the cursor, s."""
+        return 0.0 if self.frames is None else float(self.frames.t[self.row])
+
+    def seek(self, seq: int, budget_s: float, *, end: float | None = None) -> bool:
+        """Put the cursor on frame `seq`, or the last before it. `end`: where the window shall end. False: nothing is kept."""
+        extent = self.blocks.reader.extent(self.blocks.boot)
+        batch = self.blocks.reader.batch_at(self.blocks.boot, seq)
+        if extent is None or batch is None:
+            return False
+        self._first_id, self._last_id, _, _ = extent
+        number = batch.id // BLOCK
+        near = self._pieces.get(number) if number in self._pieces else self.blocks.read(number, self._last_id)
+        for other in (number - 1, number + 1):  # a block may hold frames of other environments only
+            if near is None or (other < number and near.seq[0] > seq):
+                near = self._pieces.get(other) or self.blocks.read(other, self._last_id) or near
+        if near is None:
+            return False
+        t = float(near.t[max(0, int(np.searchsorted(near.seq, seq, side="right")) - 1)])
+        if end is not None or not self.start <= t <= self.end or number not in self._pieces:
+            self._open(t, number, near, end)
+        self._place(seq)
+        self.fill(budget_s)
+        return True
+
+    def _open(self, t: float, number: int, near: Piece, end: float | None) -> None:
+        last = self.blocks.read(self._last_id // BLOCK, self._last_id)
+        newest = float(last.t[-1]) if last is not None else t + _AHEAD_S
+        self.end = end if end is not None else max(min(t + _AHEAD_S, newest), min(SPAN_S, newest))
+        self.start = max(0.0, self.end - SPAN_S)
+        self._pieces = {number: self.blocks.read(number, self._last_id)}
+        if self._pieces[number] is None:
+            self._pieces[number] = near
+        self.frames, self.whole = None, False
+        self._draw()
+
+    def move(self, frames: int, budget_s: float) -> None:
+        """Step by frames of the environment, past the window's edges too."""
+        if self.frames is None:
+            return
+        target = self.row + frames
+        if 0 <= target < len(self.frames):
+            self.row = target
+            if not self.start <= self.t <= self.end:
+                self.seek(self.seq, budget_s)
+            return
+        edge = int(self.frames.seq[0] - 1 if target < 0 else self.frames.seq[-1] + 1)
+        extent = self.blocks.reader.extent(self.blocks.boot)
+        if extent is not None and extent[2] <= edge < extent[3]:
+            self.seek(edge, budget_s)
+
+    def at(self, t: float) -> int | None:
+        """The loaded frame nearest to a frame time."""
+        if self.frames is None:
+            return None
+        return int(self.frames.seq[int(np.argmin(np.abs(self.frames.t - t)))])
+
+    def fill(self, budget_s: float) -> bool:
+        """Load what the window still lacks, nearest first, for about `budget_s`. True: there is something new."""
+        began, changed = time.monotonic(), False
+        while not self.whole and time.monotonic() - began < budget_s:
+            low, high = min(self._pieces), max(self._pieces)
+            frames = self.frames
+            before = low - 1 if low * BLOCK > self._first_id and (frames is None or frames.t[0] > self.start) else None
+            after = high + 1 if (high + 1) * BLOCK <= self._last_id and (frames is None or frames.t[-1] < self.end) else None
+            if before is None and after is None:
+                self.whole = True
+                break
+            for number in (before, after):
+                if number is not None:
+                    self._pieces[number] = self.blocks.read(number, self._last_id)
+            changed = True
+            self._join()
+        if changed:
+            self._draw()
+        return changed
+
+    def _join(self) -> None:
+        seq = self.seq
+        self.frames = merge([p for _, p in sorted(self._pieces.items()) if p is not None])
+        self._place(seq)
+
+    def _place(self, seq: int) -> None:
+        if self.frames is not None:
+            self.row = max(0, int(np.searchsorted(self.frames.seq, seq, side="right")) - 1)
+
+    def _draw(self) -> None:
+        if self.frames is None:
+            self._join()
+        self.drawing = self._empty.again()
+        if self.frames is not None:
+            first, last = np.searchsorted(self.frames.t, (self.start - 1, self.end))
+            self.drawing.push(self.frames.cut(int(first), int(last) + 1))
+            self.drawing.series.flush()
+
+    def returned(self) -> float | None:
+        """Sum of the rewards of the cursor's episode up to the cursor; None where its beginning is not loaded or frames are missing."""
+        if self.frames is None:
+            return None
+        mine = np.flatnonzero(self.frames.episode[: self.row + 1] == self.frames.episode[self.row])
+        steps = self.frames.episode_step[mine]
+        if steps[0] != 0 or (np.diff(steps) != 1).any():
+            return None
+        return float(np.sum(self.frames.reward[mine]))
