@@ -90,7 +90,8 @@ class Tap(Sealer):
 
         `points`: names or patterns, see `il.points`; None takes the last hidden layer. `record`: a file, which must not
         exist. `rotate_bytes`, `rotate_s`: go on in another file, `run.1.mcap`, after so many bytes or seconds;
-        `keep_free_bytes`: room that recording leaves on the disk, None: 1 GiB or 5 %. `endpoint`: where to publish; None is the default endpoint, '' publishes nothing. `metrics`: None takes
+        `keep_free_bytes`: room that recording leaves on the disk, None: 1 GiB or 5 %.
+        `endpoint`: where to publish; None is the default endpoint, '' publishes nothing. `metrics`: None takes
         the environment's named terms, or the elements of the observation. `queue_bytes`: memory that waits for the
         sender at most; beyond it the oldest rows go. `weights`: 'changing' while training. `send_period_s`: how often
         the sender's thread looks; longer costs a busy agent less, and adds to the latency.

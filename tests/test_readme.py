@@ -94,7 +94,13 @@ def test_demo(folder: Path) -> None:
     assert subscriber["received"] == report["ledger"]["analyzed"] == report["steps"]
 
 
-@pytest.mark.parametrize("name", ["info", "export", "recover", "digest", "points", "dict train", "dict card", "dict list", "probe", "explain", "explanations", "diff", "doctor"])
+ONCE = (
+    "info", "export", "recover", "digest", "points", "dict train", "dict card",
+    "dict list", "probe", "explain", "explanations", "diff", "doctor",
+)
+
+
+@pytest.mark.parametrize("name", ONCE)
 def test_command_runs(name: str, folder: Path) -> None:
     assert _run(_command(name), folder).stdout.strip()
 
