@@ -47,6 +47,8 @@ _PRIOR: Final = 500.0
 _FRAMES: Final = 4_000
 """Frames looked back at most, whatever their rate."""
 _MENTIONS: Final = 3
+_SPOKEN: Final = 2
+"""Of these, so many stand in the text as well."""
 _TELLING: Final = 0.2
 """Share of the last second in which a feature must be active to tell something of it."""
 Floats = npt.NDArray[np.float64]
@@ -284,7 +286,7 @@ class Narrator:
         episode, step = int(columns["episode"][row]), int(columns["episode_step"][row])
         seq = piece.first_seq + row if seq is None else seq
         parts = [head] if head else []
-        parts += [", ".join(_words(m) for m in mentions)] if mentions else []
+        parts += [", ".join(_words(m) for m in mentions[:_SPOKEN])] if mentions else []
         if self._withheld and kind != "drift":
             parts.append(f"nothing is said of features: {self._withheld}")
         if action:
