@@ -45,12 +45,14 @@ class TapCallback(RLlibCallback):  # type: ignore[misc] # RLlib is not installed
         super().__init__()
         self._points = points if points is None or isinstance(points, str) else tuple(points)
         self._evaluation, self._metrics, self._read, self._options = evaluation, metrics, read, options
-        self._tap: Tap | None = None
+        self._tried = False
 
     def on_episode_created(self, *, env_runner: Any = None, **kwargs: Any) -> None:
         """Called before the runner's first reset, when its environments and its module are there."""
-        if self._tap is None and env_runner is not None and self._is_first(env_runner):
-            self._open(env_runner)
+        if not self._tried and env_runner is not None:
+            self._tried = True
+            if self._is_first(env_runner):
+                self._open(env_runner)
 
     def on_train_result(self, *, algorithm: Any, result: Mapping[str, Any], **kwargs: Any) -> None:
         """Called after each iteration, in the algorithm's process: what it measured goes with the frames of a runner
@@ -72,7 +74,7 @@ class TapCallback(RLlibCallback):  # type: ignore[misc] # RLlib is not installed
         tap = Tap(runner.module, self._points, metrics=self._metrics, num_envs=runner.num_envs, **options)
         env = WatchedRunnerEnv(runner, tap, self._read)
         tap.open()
-        self._tap, runner.env = tap, env
+        runner.env = env
 
 
 class WatchedRunnerEnv(WatchedVectorEnv):

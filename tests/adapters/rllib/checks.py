@@ -113,6 +113,7 @@ def test_dqn_and_its_default_point(tmp_path: Path) -> None:
         .environment("CartPole-v1")
         .env_runners(num_env_runners=0)
         .training(num_steps_sampled_before_learning_starts=20)
+        .reporting(min_sample_timesteps_per_iteration=40, min_time_s_per_iteration=0)
         .callbacks(tapped)
         .build_algo()
     )
