@@ -21,7 +21,7 @@ def _children(pid: int) -> list[int]:
 def _role(pid: int) -> str:
     with contextlib.suppress(FileNotFoundError):
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        return next((w.decode() for w in words if w in (b"run", b"analyze", b"view")), "")
+        return next((w.decode() for w in words if w in (b"run", b"analyze", b"view", b"explain")), "")
     return ""
 
 
@@ -114,6 +114,20 @@ def test_page_killed_comes_back_at_the_same_address(demo: _Demo) -> None:
     assert demo.process.returncode == 0, said
     ledger = json.loads((demo.folder / "r.json").read_text())["ledger"]
     assert ledger["analyzed"] == ledger["produced"]
+
+
+def test_explainer_killed_or_stalled_is_noticed_by_nobody(demo: _Demo) -> None:
+    _eventually(lambda: demo.pid("explain") != 0)
+    before, dead = demo.analyzed(), demo.kill("explain")
+    _eventually(lambda: demo.pid("explain") not in (0, dead))
+    _eventually(lambda: demo.analyzed() > before + 50)
+    os.kill(demo.pid("explain"), signal.SIGSTOP)
+    before = demo.analyzed()
+    _eventually(lambda: demo.analyzed() > before + 100)
+    said = demo.end()
+    assert demo.process.returncode == 0, said
+    ledger = json.loads((demo.folder / "r.json").read_text())["ledger"]
+    assert ledger["produced"] == ledger["subscriber"]["received"] == ledger["analyzed"]
 
 
 def test_agent_killed_ends_the_demo_and_its_recording_reads(demo: _Demo) -> None:
