@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from interlatent_live.explainer.explaining import Current
-from interlatent_live.explainer.source import Piece, Subject, gather
+from interlatent_live.explainer.source import Frames, Piece, Subject, gather
 from interlatent_live.explainer.wording import spoken
 
 __all__ = ["GAP_S", "Line", "Mention", "Narrator"]
@@ -47,6 +47,8 @@ _PRIOR: Final = 500.0
 _FRAMES: Final = 4_000
 """Frames looked back at most, whatever their rate."""
 _MENTIONS: Final = 3
+_HOLDS: Final = 0.5
+"""Share of a feature's active frames in which its rule must hold just now for the label to be said."""
 _SPOKEN: Final = 2
 """Of these, so many stand in the text as well."""
 _TELLING: Final = 0.2
@@ -256,7 +258,7 @@ class Narrator:
         """Explained features that are more active now than usual, the one with the largest excess first."""
         rare = np.nan_to_num(usual, nan=0.5)
         spoken_of = [f for f, c in self._current.items() if c.narratable and last[f] >= max(_TELLING, rare[f])]
-        return sorted(spoken_of, key=lambda f: (rare[f] - last[f], f))[:_MENTIONS]
+        return sorted(spoken_of, key=lambda f: (rare[f] - last[f], f))[: 3 * _MENTIONS]
 
     def _surprising(self, last: Floats, usual: Floats, now: float) -> int | None:
         share = np.clip(last, 1e-3, 1 - 1e-3)
@@ -280,7 +282,12 @@ class Narrator:
         self, kind: str, head: str, piece: Piece, row: int, last: Floats, usual: Floats, features: Sequence[int], seq: int | None = None
     ) -> Line:
         newest = [p for p, _ in self._pieces if piece.t[row] - p.t[-1] <= _RECENT_S]
-        mentions = () if self._withheld else tuple(self._mention(f, newest, last, usual) for f in features)
+        frames = gather(newest, self.subject.manifest, self.subject.dictionary.features)
+        mentions = [] if self._withheld else [self._mention(f, frames, last, usual) for f in features]
+        if kind not in ("surprise", "regime"):  # a label whose rule does not hold just now would be a false sentence
+            mentions = [m for m in mentions if m.holds is None or m.holds >= _HOLDS]
+            mentions = list({m.label or m.name: m for m in reversed(mentions)}.values())[::-1]  # one sentence says it once
+        mentions = mentions[:_MENTIONS]
         action = self._action(newest)
         columns = piece.columns
         episode, step = int(columns["episode"][row]), int(columns["episode_step"][row])
@@ -294,10 +301,10 @@ class Narrator:
         text = "; ".join(parts) or "nothing known yet"
         return Line(
             kind, piece.boot, self.env, seq, newest[0].first_seq, piece.first_seq + len(piece), float(piece.t[row]), piece.wall_ns,
-            episode, step, text, action, mentions,
+            episode, step, text, action, tuple(mentions),
         )  # fmt: skip
 
-    def _mention(self, feature: int, newest: Sequence[Piece], last: Floats, usual: Floats) -> Mention:
+    def _mention(self, feature: int, frames: Frames, last: Floats, usual: Floats) -> Mention:
         current = self._current.get(feature)
         shown = current.score if current is not None else None
         spoken_of = current is not None and current.narratable
@@ -307,11 +314,10 @@ class Narrator:
             explanation=current.id if current is not None else None, score=_known(interval.mean) if interval else None,
             low=_known(interval.low) if interval else None, high=_known(interval.high) if interval else None,
             share=float(np.nan_to_num(last[feature])), usual=_known(float(usual[feature])),
-            holds=self._holds(current, newest) if current is not None and spoken_of else None,
+            holds=self._holds(current, frames) if current is not None and spoken_of else None,
         )  # fmt: skip
 
-    def _holds(self, current: Current, newest: Sequence[Piece]) -> float | None:
-        frames = gather(newest, self.subject.manifest, self.subject.dictionary.features)
+    def _holds(self, current: Current, frames: Frames) -> float | None:
         features = frames.table.features
         assert features is not None
         rows = features.active(current.feature) & features.encoded & (frames.table.env == self.env)
