@@ -16,7 +16,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -149,9 +149,9 @@ class Asker:
             "calls": self._calls, "versions": self._made, "failures": dict(self._failures),
         }  # fmt: skip
 
-    def offer(self, explaining: Explaining, frames: Frames) -> None:
-        """Ask about live features, those with the worst explanation first."""
-        alive = explaining.alive(frames)
+    def offer(self, explaining: Explaining, frames: Frames, only: Sequence[int] | None = None) -> None:
+        """Ask about live features, or `only` these; those with the worst explanation first."""
+        alive = explaining.alive(frames) if only is None else list(only)
 
         def standing(feature: int) -> float:
             current = explaining.current.get(feature)

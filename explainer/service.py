@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -52,8 +52,8 @@ _KEPT_LINES: Final = 1_000
 class Asker(Protocol):
     """A language model as the service sees it."""
 
-    def offer(self, explaining: Explaining, frames: Frames) -> None:
-        """Ask about features that are worth it, without waiting."""
+    def offer(self, explaining: Explaining, frames: Frames, only: Sequence[int] | None = None) -> None:
+        """Ask about features that are worth it, or `only` these, without waiting."""
 
     def collect(self, explaining: Explaining, frames: Frames) -> int:
         """Propose what was answered since; how many became versions."""
@@ -310,22 +310,25 @@ def explain_once(
                 if progress is not None:
                     progress(min(begin + 32, len(wanted)), len(wanted))
             if asker is not None:
-                made += _ask(asker(notebook), explaining, frames)
+                made += _ask(asker(notebook), explaining, frames, features)
             explaining.check(frames, _outside(source))
         return explaining, frames, made
     finally:
         source.close()
 
 
-def _ask(asker: Asker, explaining: Explaining, frames: Frames) -> list[Current]:
-    """Ask until nothing is open."""
+def _ask(asker: Asker, explaining: Explaining, frames: Frames, only: Sequence[int] | None) -> list[Current]:
+    """Ask until nothing is open, or the endpoint or the day's budget has given out."""
     before = {f: c.version for f, c in explaining.current.items()}
     try:
-        asker.offer(explaining, frames)
-        while asker.status["open"]:
+        asker.offer(explaining, frames, only)
+        while asker.status["open"] and not asker.status["note"].endswith("a day is used up"):
             asker.collect(explaining, frames)
             time.sleep(0.05)
         asker.collect(explaining, frames)
+        if asker.status["note"] or asker.status["failures"]:
+            failures = ", ".join(f"{n} {reason}" for reason, n in asker.status["failures"].items())
+            log.warning("the language model: %s", "; ".join(filter(None, (failures, asker.status["note"]))))
     finally:
         asker.close()
     return [c for f, c in explaining.current.items() if before.get(f) != c.version]

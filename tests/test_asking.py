@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from interlatent_live.cli import app
 from interlatent_live.explainer.asking import Asker, Configuration, request
 from interlatent_live.explainer.client import Client, extract_json, safe_address
 from interlatent_live.explainer.explaining import Explaining
@@ -62,7 +64,7 @@ class World:
         self.asker.offer(self.explaining, self.frames)
         deadline = time.monotonic() + seconds
         while self.asker.status["open"] and time.monotonic() < deadline:
-            if self.asker.status["state"] == "open" or (self.asker.status["state"] == "waiting" and not self.server.open):
+            if self.asker.status["state"] == "open" or (self.asker.status["state"] == "waiting" and not self.asker._open):
                 break
             self.asker.collect(self.explaining, self.frames)
             time.sleep(0.01)
@@ -265,6 +267,29 @@ def test_the_request_is_what_a_dry_run_shows(world: World) -> None:
     told = json.loads(asked.body["messages"][1]["content"])
     assert told["names"] == {"angle": "rad", "speed": "m/s", "noise": ""}
     assert told["evidence"]["feature"] == 0
+
+
+def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    run = Run(tmp_path / "r.db")
+    run.write(12)
+    run.close()
+    server = LanguageModel()
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    arguments = ["explain", "--db", str(tmp_path / "r.db"), "--feature", "0", "--model", "toy"]
+    try:
+        dry = CliRunner().invoke(app, [*arguments, "--dry-run"], catch_exceptions=False)
+        assert server.bodies == []
+        done = CliRunner().invoke(app, [*arguments, "--llm", "--json"], catch_exceptions=False)
+        assert server.bodies == [json.loads(dry.stdout)]
+        server.answer = lambda body: (401, {}, {"error": {"message": f"Incorrect API key provided: {KEY}"}})
+        failing = CliRunner().invoke(app, [*arguments[:3], "--feature", "1", "--model", "toy", "--llm", "--json"], catch_exceptions=False)
+    finally:
+        server.close()
+    assert done.exit_code == failing.exit_code == 0
+    assert KEY not in dry.output + done.output + failing.output + "".join(capfd.readouterr())
+    with Pages(tmp_path / "r.db") as pages:
+        assert [a.reason for a in pages.attempts("d0") if a.source == "llm:toy"][-1] == "unauthorised"
 
 
 def test_configuration_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,6 +163,7 @@ def test_what_ships_is_of_the_dictionary_that_ships(name: str) -> None:
 
     shipped = load_shipped(place(name))
     dictionary = registry.find(name)
-    assert (shipped.dictionary_hash, shipped.weights_hash) == (dictionary.hash, dictionary.cfg.model_hash)
+    again = f"another dictionary ships now: make its explanations by `interlatent-live explain --ship {name}`"
+    assert (shipped.dictionary_hash, shipped.weights_hash) == (dictionary.hash, dictionary.cfg.model_hash), again
     assert len(shipped.explanations) >= 10
     assert all(s.balanced_accuracy.mean > 0.5 for _, s in shipped.explanations)
