@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup setup-system demo test test-slow check lint bench clean
+.PHONY: setup setup-system demo test test-slow check lint bench goldens clean
 
 setup: $(STAMP)
 
@@ -38,6 +38,13 @@ lint: setup
 
 check: lint
 	@$(MAKE) --no-print-directory test
+
+# What sparsify and SAELens compute from their own files, for tests/test_foreign.py; in an environment of its own, thrown away.
+goldens:
+	@rm -rf build/goldens && $(PYTHON) -m venv build/goldens
+	@build/goldens/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 eai-sparsify==1.3.3 sae-lens==6.54.0
+	@build/goldens/bin/python tests/make_goldens.py tests/golden/dictionaries
+	@rm -rf build/goldens
 
 bench: setup
 	@$(BIN)/python -m bench

@@ -23,15 +23,16 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import numpy as np
+import torch
 
 from interlatent_live.analyzer.card import judge
 from interlatent_live.analyzer.dictionary import Dictionary
 from interlatent_live.analyzer.rollout import TRAINING_SEED, VALIDATION_SEED, Episode, Rollouts, splice_of
 from interlatent_live.analyzer.samples import Samples
 from interlatent_live.analyzer.training import VALIDATION_SHARE, Progress, Trainer, TrainOptions, one_thread, settings
-from interlatent_live.stream.errors import DictionaryMismatch
+from interlatent_live.stream.errors import DictionaryError, DictionaryMismatch
 
-__all__ = ["LoopOptions", "Round", "train_closed_loop"]
+__all__ = ["LoopOptions", "Round", "train_closed_loop", "with_l0"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +90,13 @@ def train_closed_loop(
     command: str = "",
     progress: Callable[[Progress], None] | None = None,
     on_round: Callable[[Round, Dictionary], None] | None = None,
+    l0: float | None = None,
 ) -> tuple[Dictionary, list[Round]]:
-    """Train on `samples` and in `rollouts`; the dictionary carries a card of the recording's held-out episodes."""
+    """Train on `samples` and in `rollouts`; the dictionary carries a card of the recording's held-out episodes.
+
+    `l0`: at the end, set the threshold so that the recording's whole episodes have that many active latents
+    (`with_l0`); starts, of which there are many among the frames trained on, take more than a walk does.
+    """
     loop = loop or LoopOptions()
     if samples.model_hash and samples.model_hash != rollouts.model_hash:
         ours, theirs = samples.model_hash[:12], rollouts.model_hash[:12]
@@ -127,8 +133,27 @@ def train_closed_loop(
                 met = rollouts.run(splice, seeds(loop.starts), max_steps=loop.start_steps, keep=True)
                 met += rollouts.run(splice, seeds(loop.walks), keep=True)
                 fit = _with(fit, met)
-        best = _choose(rounds, made, clean, loop)
-    return made[best], rounds
+        chosen = made[_choose(rounds, made, clean, loop)]
+        if l0 is not None:
+            chosen = with_l0(chosen, recorded, l0)
+            chosen = chosen.with_card(judge(chosen, held, recorded))
+    return chosen, rounds
+
+
+def with_l0(dictionary: Dictionary, samples: Samples, l0: float) -> Dictionary:
+    """The same with one threshold, at which the whole episodes of `samples` (half the longest, or longer) have `l0` active."""
+    if dictionary.cfg.activation != "batchtopk":
+        raise DictionaryError(f"{dictionary.name!r} is {dictionary.cfg.activation}: only batchtopk has a threshold to set for an L0")
+    numbers, lengths = np.unique(samples.episode, return_counts=True)
+    whole = np.isin(samples.episode, numbers[2 * lengths >= lengths.max()])
+    with torch.inference_mode():
+        pre = torch.relu(dictionary.pre(torch.from_numpy(samples.x[whole][:: -(-int(whole.sum()) // 16_384)].copy())))
+        kept = round(l0 * len(pre))
+        if not 1 <= kept <= pre.numel():
+            raise DictionaryError(f"l0 is {l0}; it must be above 0 and at most the {dictionary.features} features")
+        threshold = torch.topk(pre.flatten(), kept, sorted=False).values.min()
+    cfg = replace(dictionary.cfg, provenance={**dictionary.cfg.provenance, "threshold_l0": l0})
+    return Dictionary(cfg, {**dictionary.tensors, "threshold": threshold.clone()})
 
 
 class _Validation:

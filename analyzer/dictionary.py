@@ -298,19 +298,36 @@ class Dictionary:
 
 
 def load(path: str | Path) -> Dictionary:
-    """Read an artifact; whatever is wrong with it is a DictionaryError. No pickle is ever opened."""
+    """Read an artifact, or a folder that sparsify or SAELens wrote (`analyzer.foreign`).
+
+    Whatever is wrong with it is a DictionaryError. No pickle is ever opened.
+    """
     where = Path(path)
     if where.suffix.lower() in _PICKLES:
         raise DictionaryError(f"{where} is a pickle, which could run code when opened; convert it to safetensors")
     directory = where if where.is_dir() else where.parent
     if not where.exists() or not (directory / CFG).is_file():
         raise DictionaryError(f"no dictionary at {where}: there must be a directory with {CFG} and {TENSORS}")
+    if not (directory / TENSORS).is_file():
+        from interlatent_live.analyzer.foreign import is_foreign, load_foreign
+
+        if is_foreign(directory):
+            loaded = load_foreign(directory)
+            card = _card(directory)
+            return loaded if card is None else Dictionary(loaded.cfg, loaded.tensors, card, directory)
+        pickles = sorted(p.name for p in directory.iterdir() if p.suffix.lower() in _PICKLES)
+        if pickles:
+            raise DictionaryError(f"{directory} holds pickles ({', '.join(pickles)}), which could run code when opened; convert them")
     cfg = DictionaryConfig.from_dict(read_json(directory / CFG))
     tensors = read_tensors(directory / TENSORS, lambda shapes: _check_tensors(cfg, shapes))
+    return Dictionary(cfg, tensors, _card(directory), directory)
+
+
+def _card(directory: Path) -> dict[str, Any] | None:
     card = read_json(directory / CARD) if (directory / CARD).is_file() else None
     if card is not None and not isinstance(card, dict):
         raise DictionaryError(f"{directory / CARD} holds {type(card).__name__}, not an object; judge it again")
-    return Dictionary(cfg, tensors, card, directory)
+    return card
 
 
 def _check_tensors(cfg: DictionaryConfig, found: Mapping[str, tuple[int, ...]]) -> None:

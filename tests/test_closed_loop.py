@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from interlatent_live.analyzer.closed_loop import LoopOptions, Round, train_closed_loop
+from interlatent_live.analyzer.closed_loop import LoopOptions, Round, train_closed_loop, with_l0
 from interlatent_live.analyzer.dictionary import Dictionary
 from interlatent_live.analyzer.rollout import CARD_SEED, TRAINING_SEED, VALIDATION_SEED, splice_of
 from interlatent_live.analyzer.samples import Samples
 from interlatent_live.analyzer.training import TrainOptions
 from interlatent_live.rollouts import AgentRollouts
-from interlatent_live.stream.errors import DictionaryMismatch, UnknownTapPoint
+from interlatent_live.stream.errors import DictionaryError, DictionaryMismatch, UnknownTapPoint
 
 QUICK = TrainOptions(features=16, k=3, steps=200, batch=64, action_weight=1.0)
 LOOP = LoopOptions(rounds=2, clean_starts=4, starts=4, walks=1, start_steps=40, round_steps=100, validation=3, validation_steps=60)
@@ -90,3 +90,19 @@ def test_a_recording_of_other_weights_is_refused(rollouts: AgentRollouts) -> Non
 def test_seeds_of_training_choice_and_cards_are_far_apart() -> None:
     assert VALIDATION_SEED - TRAINING_SEED >= 1_000_000
     assert CARD_SEED - VALIDATION_SEED >= 1_000_000
+
+
+def test_the_threshold_is_set_for_an_l0_over_whole_episodes(rollouts: AgentRollouts) -> None:
+    met = rollouts.run(None, range(4), max_steps=80, keep=True) + rollouts.run(None, range(50, 70), max_steps=10, keep=True)
+    episode = np.repeat(np.arange(len(met)), [e.steps for e in met])
+    x, y = np.concatenate([e.x for e in met]), np.concatenate([e.y for e in met])
+    samples = Samples(x, y, episode, "1:out", "3:out", rollouts.model_hash)
+    batchtopk = replace(QUICK, recipe="batchtopk")
+    made, _ = train_closed_loop(samples, rollouts, batchtopk, replace(LOOP, rounds=0), l0=2.5)
+    whole = samples.x[episode < 4]
+    assert made.codes(whole).counts.mean() == pytest.approx(2.5, abs=0.4)  # of the two to four that were fitted
+    assert made.cfg.provenance["threshold_l0"] == 2.5
+    with pytest.raises(DictionaryError, match="l0 is 0"):
+        with_l0(made, samples, 0)
+    with pytest.raises(DictionaryError, match="only batchtopk"):
+        train_closed_loop(samples, rollouts, QUICK, replace(LOOP, rounds=0), l0=2.5)

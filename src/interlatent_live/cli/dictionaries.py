@@ -36,6 +36,10 @@ def train(
     closed_loop: Annotated[bool, typer.Option("--closed-loop", help="Also learn from rollouts of --agent acting on it.")] = False,
     agent: Annotated[str | None, typer.Option(help="The reference agent of --closed-loop.")] = None,
     rounds: Annotated[int, typer.Option(help="Rounds of rollouts (--closed-loop).")] = 6,
+    action_weight: Annotated[float, typer.Option(help="Weight of the action's error in the loss (--closed-loop).")] = 4.0,
+    l0: Annotated[
+        float | None, typer.Option(help="Set the threshold at the end so that whole episodes have this L0 (--closed-loop, batchtopk).")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a dictionary on a recording; held-out episodes judge it. Ctrl-C keeps what was learned; the same command goes on.
@@ -51,7 +55,8 @@ def train(
     if closed_loop:
         if agent is None:
             raise DictionaryError("--closed-loop needs an agent to act on the dictionary: name it with --agent, such as --agent humanoid")
-        card = _train_closed_loop(recording, to, input_point, output_point or input_point, agent, rounds, chosen, shown)
+        chosen["action_weight"] = action_weight
+        card = _train_closed_loop(recording, to, input_point, output_point or input_point, agent, rounds, l0, chosen, shown)
         print_result(card, as_json)
         return
     from interlatent_live.analyzer.training import checkpoint_path, train_recording
@@ -66,7 +71,15 @@ def train(
 
 
 def _train_closed_loop(
-    recording: Path, to: Path, input_point: str, output_point: str, agent: str, rounds: int, chosen: dict[str, Any], shown: Any
+    recording: Path,
+    to: Path,
+    input_point: str,
+    output_point: str,
+    agent: str,
+    rounds: int,
+    l0: float | None,
+    chosen: dict[str, Any],
+    shown: Any,
 ) -> dict[str, Any]:
     from interlatent_live.analyzer.closed_loop import LoopOptions, train_closed_loop
     from interlatent_live.analyzer.samples import samples_of
@@ -74,10 +87,11 @@ def _train_closed_loop(
     from interlatent_live.rollouts import AgentRollouts
     from interlatent_live.stream.reading import Recording
 
-    options = TrainOptions(**chosen, action_weight=1.0)
+    options = TrainOptions(**chosen)
     rollouts = AgentRollouts(agent, input_point, output_point)
     samples = samples_of(Recording(recording), input_point, output_point)
     more = ["--closed-loop", "--agent", agent, *([] if rounds == LoopOptions().rounds else ["--rounds", str(rounds)])]
+    more += ["--action-weight", f"{options.action_weight:g}"] + ([] if l0 is None else ["--l0", f"{l0:g}"])
 
     def report(done: Round, _: Dictionary) -> None:
         err.print(
@@ -89,7 +103,7 @@ def _train_closed_loop(
     dictionary, _ = train_closed_loop(
         samples, rollouts, options, LoopOptions(rounds=rounds), name=to.name,
         command=command_of(recording.name, to.name, samples, options, *more),
-        progress=shown, on_round=None if shown is None else report,
+        progress=shown, on_round=None if shown is None else report, l0=l0,
     )  # fmt: skip
     dictionary.save(to)
     return dict(dictionary.card or {})
