@@ -134,7 +134,7 @@ class Explaining:
                 continue  # of another environment's metrics
             self._add(writes, its_score.feature, hypothesis, its_score, made_from, weights_hash, 0, evidence_hash, [])
             taken += 1
-        self._notebook.commit(writes)
+        self._notebook.commit_in_parts(writes)
         return taken
 
     def _vocabulary(self) -> Any:
@@ -302,7 +302,7 @@ class Explaining:
                 current.stale = stale
                 writes.execute("UPDATE explanations SET stale = ? WHERE id = ?", stale, current.id)
         self._write_features(writes, frames)
-        self._notebook.commit(writes)
+        self._notebook.commit_in_parts(writes)
 
     def _stale(self, current: Current, frames: Frames, outside: str | None) -> str | None:
         if outside is not None:

@@ -103,6 +103,16 @@ class Notebook:
                     self._db.execute("ROLLBACK")
                 raise
 
+    def commit_in_parts(self, writes: Writes, rows: int = 64) -> None:
+        """Write rows that need not come together, a few at a time: this process runs below the analyzer's priority, and
+        while it is kept from the processor in a transaction, the analyzer waits.
+        """
+        for sql, values in writes:
+            for begin in range(0, len(values), rows):
+                part = Writes()
+                part.execute_many(sql, values[begin : begin + rows])
+                self.commit(part)
+
     def name(self, dictionary_hash: str, feature: int, label: str, predicate: str | None) -> None:
         """Keep what a user calls a feature."""
         writes = Writes()

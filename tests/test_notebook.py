@@ -112,3 +112,16 @@ def test_pages_are_empty_before_the_explainer_ran(tmp_path: Path) -> None:
         assert pages.evidence(1) == []
     with Pages(tmp_path / "none.db") as pages:
         assert pages.explanations() == []
+
+
+def test_rows_go_in_parts_and_all_of_them_arrive(tmp_path: Path) -> None:
+    Run(tmp_path / "r.db").close()
+    with Notebook(tmp_path / "r.db") as notebook:
+        writes = Writes()
+        for feature in range(150):
+            writes.replace(
+                "features", dictionary_hash="d0", feature=feature, density=0.5, held_out_positives=1, live=1, frames=10)
+        writes.replace("explainer_state", key="status", value="{}")
+        notebook.commit_in_parts(writes)
+        assert notebook.one("SELECT count(*) FROM features") == (150,)
+        assert notebook.one("SELECT value FROM explainer_state") == ("{}",)
