@@ -8,7 +8,6 @@ alternative is to call `Tap.step` yourself.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import gymnasium
@@ -159,15 +158,11 @@ class WatchedVectorEnv(_VectorWrapper):
 
 
 def _render(env: Any, tap: Tap) -> Any:
-    began = monotonic_ns()
-    if not tap.pictures.due(began):
-        return None
-    inner = getattr(env.unwrapped, "envs", None)  # of several environments in this process, only the first is rendered
-    image = inner[0].render() if inner else env.render()
-    tap.pictures.rendered(began, monotonic_ns() - began)
-    if isinstance(image, (tuple, list)):
-        image = image[0] if image else None
-    return image
+    def first() -> Any:
+        inner = getattr(env.unwrapped, "envs", None)  # of several environments in this process, only the first is rendered
+        return inner[0].render() if inner else env.render()
+
+    return tap.pictures.take(first)
 
 
 def _inside(wrapper: Any, name: str) -> Any:

@@ -238,6 +238,25 @@ def _brightness(jpeg: bytes) -> float:
     return float(np.asarray(Image.open(io.BytesIO(jpeg))).mean())
 
 
+def test_an_environment_that_cannot_render_is_told_once_and_steps_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Blind(Numbered):
+        def render(self) -> Any:
+            self.renders += 1
+            raise RuntimeError("no display")
+
+    inner = Blind("rgb_array", length=20)
+    tap = Tap(mlp(), run="t", record=tmp_path / "run.mcap", endpoint="")
+    env = watch(inner, tap)
+    with tap:
+        env.reset()
+        for _ in range(10):
+            env.step(0)
+    assert (tap.frames, inner.renders) == (10, 1)
+    assert [r.getMessage() for r in caplog.records if "no more pictures" in r.getMessage()] == [
+        "no more pictures: the environment does not render (RuntimeError: no display)"
+    ]
+
+
 def test_rendering_is_bounded_by_rate_and_by_share() -> None:
     pictures = Pictures()
     assert pictures.due(0)
