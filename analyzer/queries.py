@@ -155,7 +155,8 @@ class Reader:
         """The batch that holds frame `seq`; the one before it where that frame is missing, or the oldest kept."""
         mine = "batches WHERE run = (SELECT run FROM boots WHERE boot = ?) AND boot = ?"  # both, so that their index serves
         found = self._select(BatchRow, f"{mine} AND first_seq <= ? ORDER BY first_seq DESC LIMIT 1", boot, boot, seq)
-        return (found or self._select(BatchRow, f"{mine} ORDER BY first_seq LIMIT 1", boot, boot) or [None])[0]
+        found = found or self._select(BatchRow, f"{mine} ORDER BY first_seq LIMIT 1", boot, boot)
+        return found[0] if found else None
 
     def extent(self, boot: str) -> tuple[int, int, int, int] | None:
         """What is kept of a boot: ids of its first and last batch, its first frame, and one past its last; None for nothing."""

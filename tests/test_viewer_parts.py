@@ -91,7 +91,7 @@ def test_lines_break_at_gaps_and_episodes_and_nowhere_else() -> None:
 @given(st.lists(st.floats(-5, 5) | st.just(float("nan")), min_size=1, max_size=400), st.integers(1, 60))
 def test_lines_keep_mean_and_every_extreme(values: list[float], cut: int) -> None:
     series = Series(1, span_s=30, bin_s=0.05, hold_s=1.0)
-    t: npt.NDArray[np.float64] = np.arange(len(values)) * 0.004
+    t = np.arange(len(values), dtype=np.float64) * 0.004
     steps, table = np.arange(len(values)), np.array(values, np.float64)
     for first in range(0, len(values), cut):
         part = slice(first, first + cut)
