@@ -12,7 +12,7 @@ import json
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from interlatent_live.analyzer.blobs import pack_columns, pack_matrix
 from interlatent_live.analyzer.codes import Codes
 from interlatent_live.analyzer.store import Store
 from interlatent_live.analyzer.writes import Writes
+from interlatent_live.explainer.notebook import Notebook
 from interlatent_live.stream.manifest import ActionSpec, Manifest, MetricSpec, TapPointSpec
 
 CARTPOLE = (
@@ -51,6 +52,7 @@ class StoreBuilder:
         period_s: float = 0.02,
         seed: int = 0,
         start_wall_ns: int | None = None,
+        weights: Literal["frozen", "changing"] = "frozen",
     ) -> None:
         self.store = Store(path, run)
         self.run, self.boot, self.envs, self.period_s, self.pictures = run, boot, envs, period_s, pictures
@@ -64,11 +66,13 @@ class StoreBuilder:
             agent="cartpole", environment=environment, num_envs=envs, step_period_s=period_s,
             tap_points=(TapPointSpec("3:out", "float32", (features,), "ReLU"),), metrics=metrics,
             observation_shape=(len(metrics),), action=ActionSpec("discrete", (), ("push left", "push right")),
-            weights_hash="c0ffee",
+            weights=weights, weights_hash="c0ffee",
         )  # fmt: skip
         self.weights = self.rng.normal(size=(len(metrics) + 2, features)) * (self.rng.random(features) < 0.6)
         self.thresholds = self.rng.uniform(0.5, 1.6, features)
         self.seq = self.step = self.episode = self.episode_step = 0
+        self.version = self.bad = 0
+        """Policy version of the next frames; activations refused in each batch."""
         self.reason = "resume" if known else "start"
         self.skip_ns = 0
         self.lost = 0
@@ -147,7 +151,7 @@ class StoreBuilder:
         columns: dict[str, npt.NDArray[Any]] = {
             "step": step.astype("<i8"), "env": env.astype("<i4"), "episode": episode, "episode_step": episode_step,
             "monotonic_ns": self.start_ns + t_ns, "wall_ns": self.start_wall_ns + t_ns,
-            "policy_version": np.zeros(n, "<i4"), "forward_age": np.zeros(n, "<i4"), "metrics": metrics,
+            "policy_version": np.full(n, self.version, "<i4"), "forward_age": np.zeros(n, "<i4"), "metrics": metrics,
             "action": (state[:, 0] > 0).astype(np.float32)[:, None], "reward": np.ones(n),
         }  # fmt: skip
         batch = self.store.new_id("batches")
@@ -165,7 +169,7 @@ class StoreBuilder:
                 dense = np.where(np.abs(z) > 1.5, z, 0)
             codes = Codes.from_dense(dense)
             writes.insert(
-                "codes", batch_id=batch, section_id=self.section, active=codes.active, encoded=n, non_finite=0,
+                "codes", batch_id=batch, section_id=self.section, active=codes.active, encoded=n, non_finite=self.bad,
                 sse=None if self.neurons else 0.041 * n, sst=None if self.neurons else float(n), blob=codes.to_blob(),
             )  # fmt: skip
             self.active += np.count_nonzero(dense, axis=0).astype(np.uint32)
@@ -182,6 +186,28 @@ class StoreBuilder:
         self.seq += n
         self.step += steps
         self.store.commit(writes)
+
+    def log(self, series: dict[str, list[float]]) -> None:
+        """Scalars of a training loop, a step apart."""
+        writes = Writes()
+        for i, (name, values) in enumerate(series.items()):
+            for k, value in enumerate(values):
+                writes.insert(
+                    "scalars", run=self.run, boot=self.boot, name=name, seq=100 * i + k, step=k, monotonic_ns=self.start_ns + k,
+                    wall_ns=self.start_wall_ns + k, policy_version=self.version, value=value,
+                )  # fmt: skip
+        self.store.commit(writes)
+
+    def narrate(self, text: str, features: list[dict[str, Any]]) -> None:
+        """A sentence of the explainer about the newest frame."""
+        with Notebook(self.store.path) as notebook:
+            writes = Writes()
+            writes.insert(
+                "narration", id=notebook.new_id("narration"), run=self.run, boot=self.boot, env=0, kind="surprise", seq=self.seq - 1,
+                first_seq=self.seq - 10, next_seq=self.seq, time_s=self.step * self.period_s, wall_ns=time.time_ns(),
+                episode=self.episode, episode_step=self.episode_step, text=text, action="", features=json.dumps(features),
+            )  # fmt: skip
+            notebook.commit(writes)
 
     def lose(self, frames: int) -> None:
         """Frames that the wire lost."""

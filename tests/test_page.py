@@ -228,6 +228,83 @@ def test_a_server_that_dies_is_said_and_a_page_without_metrics_works(browser: An
 
 
 @needs_browser
+def test_pause_scrub_step_and_go_live(open_page: Callable[..., Any], tmp_path: Path) -> None:
+    db = tmp_path / "run.db"
+    writer = subprocess.Popen([sys.executable, str(BUILDER), str(db), "--before", "90", "--seconds", "120"])
+    try:
+        page = open_page(db)
+        becomes(page, STATE.format("LIVE"), 60)
+        becomes(page, "window.itime && document.querySelector('#frame').max > 4000")
+        page.keyboard.press("Space")
+        becomes(page, "document.body.dataset.cursor == 'past'")
+        stood = text(page, "step"), text(page, "episode")
+        becomes(page, "parseInt(document.querySelector('#behind').textContent) > 20")
+        assert (text(page, "step"), text(page, "episode")) == stood, "the cursor stays while the recording goes on"
+        frame = "Number(document.querySelector('#frame').value)"
+        seek = "n => {{ const s = document.querySelector('#frame'); s.value = n; s.dispatchEvent(new Event('input')); }}"
+        page.evaluate(seek.format(), 1234)
+        becomes(page, f"{frame} == 1234 && document.querySelector('#when').textContent.startsWith('0:24')")
+        becomes(page, "document.querySelector('[data-text=step]').textContent == '234'")
+        assert text(page, "episode") == "2"
+        assert text(page, "return") == "235"
+        page.locator("h1").click()
+        page.keyboard.press("ArrowRight")
+        becomes(page, f"{frame} == 1235")
+        becomes(page, "document.querySelector('[data-text=step]').textContent == '235'")
+        page.keyboard.press("Shift+ArrowLeft")
+        becomes(page, f"{frame} == 1225")
+        page.evaluate(seek.format(), 0)
+        becomes(page, "document.querySelector('#when').textContent.endsWith('frame 0')")
+        page.keyboard.press("ArrowLeft")
+        page.wait_for_timeout(300)
+        assert text(page, "step") == "0", "there is nothing before the first frame"
+        box = page.locator("[data-canvas=raster]").bounding_box()
+        page.mouse.click(box["x"] + box["width"] / 2, box["y"] + 60)
+        becomes(page, f"{frame} > 300 && {frame} < 1200")
+        assert "behind" in page.locator("#behind").inner_text()
+        page.locator("#golive").click()
+        becomes(page, "document.body.dataset.cursor == 'live' && document.querySelector('#behind').textContent == ''")
+        assert page.evaluate("window.itime.lags.length") >= 6
+    finally:
+        writer.kill()
+        writer.wait()
+
+
+@needs_browser
+def test_environments_sources_training_and_sentences(open_page: Callable[..., Any], tmp_path: Path) -> None:
+    evil = "<img src=x onerror=\"document.title='owned'\">"
+    builder = StoreBuilder(tmp_path / "run.db", envs=3, weights="changing")
+    for version in range(4):
+        builder.version, builder.bad = version, 3
+        builder.frames(150)
+        builder.snapshot()
+    builder.log({"losses/value": [3.0, 2.0, 1.5]})
+    builder.accounts()
+    chips: list[dict[str, Any]] = [{"feature": 3, "name": "f3", "label": evil, "score": 0.91}, {"feature": 5, "score": None}]
+    builder.narrate(f"unusually active: {evil}", chips)
+    page = open_page(tmp_path / "run.db")
+    becomes(page, "document.querySelectorAll('.lines li').length == 1")
+    assert page.locator(".chip").all_inner_texts()[1] == "f5 unscored"
+    assert evil in page.locator(".lines").inner_text()
+    assert page.locator("main img").count() == 1
+    assert "owned" not in page.title()
+    assert "policy v3, weights changing" in text(page, "weights")
+    assert "weights are changing" in page.locator("[data-stale-why]").inner_text()
+    assert "line-through" in page.evaluate("getComputedStyle(document.querySelector('.card-fvu')).textDecoration")
+    becomes(page, "document.body.dataset.versions == 'yes'")
+    assert page.locator(".by-version").is_visible()
+    assert "non-finite frames" in page.locator(".vitals").inner_text()
+    assert "losses/value" in page.locator(".scalars").inner_text()
+    page.locator(".lines .go").click()
+    becomes(page, "document.body.dataset.cursor == 'past'")
+    page.locator("[data-select=env]").select_option("2")
+    becomes(page, "document.body.dataset.cursor == 'live' && document.querySelectorAll('.lines li').length == 0")
+    assert page.locator("[data-select=env]").input_value() == "2"
+    assert not page.locator("[data-select=source]").is_visible(), "one source of features needs no choice"
+    builder.close()
+
+
+@needs_browser
 def test_closed_tabs_leave_no_sessions(browser: Any, tmp_path: Path) -> None:
     server = Served(tmp_path / "run.db")
     tabs = [browser.new_page() for _ in range(3)]

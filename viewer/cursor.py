@@ -16,7 +16,7 @@ from interlatent_live.viewer.window import Piece
 
 __all__ = ["BUDGET_S", "Cursor"]
 
-BUDGET_S: Final = 0.05
+BUDGET_S: Final = 0.04
 """Time to read frames before the page is answered; the rest follows."""
 
 
@@ -68,6 +68,7 @@ class Cursor:
             self._pause()
             if self.clip is None or not abs(to) < 1e15:
                 return
+            self.clip.newest_t = self.feed.newest_t
             if op == "seek":
                 self.clip.seek(int(to), BUDGET_S)
             elif op == "step":

@@ -2,7 +2,7 @@
 // Raster and strips, painted from Bokeh's sources onto canvases of our own. Time is laid on a fixed grid of pixels, so a column
 // never changes its look while it moves; a repaint happens when the window has moved by a pixel or something new has come.
 window.idraw = (() => {
-  const RIGHT = 58, TOP = 4, BOTTOM = 24, BIN = 3;   // CSS px; BIN: pixels in a bin of the strips
+  const RIGHT = 58, TOP = 4, BOTTOM = 24, BIN = 2;   // CSS px; BIN: pixels in a bin of the strips
   const BAND = [0.34, 0.95];                          // part of a strip's place that its lines fill, from above
   let models = null, look = null, place = { live: true, boundaries: [] };
   let used = 8, pairs = [], ranges = [], pairsKey = "";
@@ -29,11 +29,12 @@ window.idraw = (() => {
     for (const name of ["raster", "strips"]) {
       const host = document.querySelector(`[data-canvas=${name}]`);
       canvases[name] = host;
-      new ResizeObserver(() => { dirty = true; }).observe(host);
+      new ResizeObserver(resized).observe(host);
       host.addEventListener("pointermove", (e) => hovered(e, name));
       host.addEventListener("pointerleave", () => { hover = null; tip(null); dirty = true; });
       host.addEventListener("click", (e) => { const t = timeAt(e, host); if (t !== null) window.itime.send({ op: "time", to: t }); });
     }
+    resized();
     frames();
     requestAnimationFrame(step);
   }
@@ -68,18 +69,26 @@ window.idraw = (() => {
     window.itime?.painted();
   }
 
-  const ratio = () => window.devicePixelRatio || 1;
-  const left = (host) => parseFloat(getComputedStyle(host).getPropertyValue("--left")) || 54;
-  const geometry = new WeakMap();
-  function plotWidth(host) { return Math.max(10, Math.round((host.clientWidth - left(host) - RIGHT) * ratio())); }
+  // Asking for sizes makes the browser lay out the page: once after a change, not with every paint.
+  const geometry = new WeakMap(), sizes = new WeakMap();
+  let font = "sans-serif";
+  function resized() {
+    for (const host of Object.values(canvases)) {
+      const left = parseFloat(getComputedStyle(host).getPropertyValue("--left")) || 54, r = window.devicePixelRatio || 1;
+      sizes.set(host, { r, left, w: host.clientWidth, h: host.clientHeight, plot: Math.max(10, Math.round((host.clientWidth - left - RIGHT) * r)) });
+    }
+    font = getComputedStyle(document.body).fontFamily;
+    dirty = true;
+  }
+  const plotWidth = (host) => sizes.get(host).plot;
 
   function open(host) {
-    const r = ratio(), w = Math.round(host.clientWidth * r), h = Math.round(host.clientHeight * r);
+    const size = sizes.get(host), r = size.r, w = Math.round(size.w * r), h = Math.round(size.h * r);
     if (host.width !== w || host.height !== h) { host.width = w; host.height = h; }
     const ctx = host.getContext("2d");
     ctx.setTransform(1, 0, 0, 1, 0, 0);
     ctx.clearRect(0, 0, w, h);
-    const g = { ctx, r, x0: Math.round(left(host) * r), width: plotWidth(host), y0: Math.round(TOP * r), height: Math.round((host.clientHeight - TOP - BOTTOM) * r) };
+    const g = { ctx, r, x0: Math.round(size.left * r), width: size.plot, y0: Math.round(TOP * r), height: Math.round((size.h - TOP - BOTTOM) * r) };
     geometry.set(host, g);
     return g;
   }
@@ -142,7 +151,7 @@ window.idraw = (() => {
     if (!place.live) vertical(place.t, look.text, [], 2);
     const every = [1, 2, 5, 10, 15, 30].find((s) => s * perS / r >= 64) ?? 30;
     ctx.fillStyle = look.muted;
-    ctx.font = `${11 * r}px ${getComputedStyle(document.body).fontFamily}`;
+    ctx.font = `${11 * r}px ${font}`;
     ctx.textAlign = "center";
     ctx.textBaseline = "alphabetic";
     const start = (edge - width) / perS;
@@ -213,7 +222,7 @@ window.idraw = (() => {
     });
     ctx.restore();
     ctx.fillStyle = look.muted;
-    ctx.font = `${10 * r}px ${getComputedStyle(document.body).fontFamily}`;
+    ctx.font = `${10 * r}px ${font}`;
     pairs.forEach((pair, i) => {
       if (!pair) return;
       const top = g.y0 + each * (i + BAND[0]), bottom = g.y0 + each * (i + BAND[1]);
@@ -302,7 +311,7 @@ window.idraw = (() => {
   return {
     ready, frames, colours, stats, tip, clock,
     place: (p) => { if (p.live && !place.live) shown = newest; place = p; dirty = true; },
-    rows: (count) => { const n = Math.max(count, 8); if (n !== used) { used = n; dirty = true; } },
+    rows: (count) => { used = Math.max(count, 8); resized(); },
     pairs: (list) => {
       const key = JSON.stringify(list.map((p) => p && [p.feature, p.metric]));
       if (key !== pairsKey) { pairsKey = key; ranges = []; }

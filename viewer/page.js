@@ -84,8 +84,9 @@ window.ilive = (() => {
       if (value !== undefined && !(e.dataset.text === "run" && value === "")) quantity(e, value);
     });
     const note = document.querySelector(".note");
-    note.hidden = !s.note || s.view !== "running";
-    note.classList.toggle("calm", s.state === "ENDED");
+    note.hidden = !s.note || s.view !== "running" || s.state === "ENDED";
+    document.querySelector(".pill").title = s.note;
+    text(document.querySelector("#golive"), s.state === "ENDED" ? "GO TO END" : "GO LIVE");
     text(note, s.note);
     text(document.querySelector(".why"), s.note);
     document.title = (s.state === "LIVE" ? "● " : "") + (s.text.run ? s.text.run + " – " : "") + "Interlatent Live";

@@ -110,7 +110,7 @@ class Page:
             log.debug("not obeyed: %s", error)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             log.debug("a command that makes no sense: %s", error)
-        self.tick()
+        self._show(hurried=not self.cursor.live)
 
     def _change(self, command: Mapping[str, Any]) -> None:
         """Look at another environment or another source of features."""
@@ -120,6 +120,7 @@ class Page:
             return
         before, self.feed = self.feed, self.hub.take(env, source)
         self.hub.drop(before)
+        self.feed.pull()
         self.cursor, self.sent, self.slow, self.picture = Cursor(self.feed), {}, -1, ("", -1)
 
     # one step
@@ -132,6 +133,11 @@ class Page:
             self.cursor.tick()
         except StoreError as error:
             log.debug("the past could not be read: %s", error)
+        self._show()
+
+    def _show(self, *, hurried: bool = False) -> None:
+        """Send what changed. `hurried`: what follows the cursor closely now, the rest with the next step."""
+        feed = self.feed
         if self.drawing is not self.cursor.drawing:
             self.drawing = self.cursor.drawing
             self.sources.tiles.data, self.sources.strips.data = self._tiles(), self._strips()
@@ -142,8 +148,11 @@ class Page:
         if moved or self.cursor.live:
             self._picture(at)
         if moved or self.slow != feed.slow or self.sent.get("freshness") != feed.freshness().state:
-            self.slow = feed.slow
-            self._slow(at)
+            if hurried:
+                self.slow = -1
+            else:
+                self.slow = feed.slow
+                self._slow(at)
             self._state(at)
         self._place()
 

@@ -68,6 +68,8 @@ class Clip:
         self.start = self.end = 0.0
         """Frame time of the window's edges, s."""
         self.whole = False
+        self.newest_t: float | None = None
+        """Frame time of the newest frame, s: no window ends later."""
         self._pieces: dict[int, Piece | None] = {}
         self._first_id = self._last_id = 0
 
@@ -103,8 +105,7 @@ class Clip:
         return True
 
     def _open(self, t: float, number: int, near: Piece, end: float | None) -> None:
-        last = self.blocks.read(self._last_id // BLOCK, self._last_id)
-        newest = float(last.t[-1]) if last is not None else t + _AHEAD_S
+        newest = max(t, self.newest_t) if self.newest_t is not None else t + _AHEAD_S
         self.end = end if end is not None else max(min(t + _AHEAD_S, newest), min(SPAN_S, newest))
         self.start = max(0.0, self.end - SPAN_S)
         self._pieces = {number: self.blocks.read(number, self._last_id)}
@@ -139,18 +140,17 @@ class Clip:
         began, changed = time.monotonic(), False
         while not self.whole and time.monotonic() - began < budget_s:
             low, high = min(self._pieces), max(self._pieces)
-            frames = self.frames
-            before = low - 1 if low * BLOCK > self._first_id and (frames is None or frames.t[0] > self.start) else None
-            after = high + 1 if (high + 1) * BLOCK <= self._last_id and (frames is None or frames.t[-1] < self.end) else None
-            if before is None and after is None:
-                self.whole = True
-                break
-            for number in (before, after):
-                if number is not None:
-                    self._pieces[number] = self.blocks.read(number, self._last_id)
-            changed = True
-            self._join()
+            known = [p for _, p in sorted(self._pieces.items()) if p is not None]
+            before = low * BLOCK > self._first_id and (not known or known[0].t[0] > self.start)
+            after = (high + 1) * BLOCK <= self._last_id and (not known or known[-1].t[-1] < self.end)
+            if before:
+                self._pieces[low - 1] = self.blocks.read(low - 1, self._last_id)
+            if after:
+                self._pieces[high + 1] = self.blocks.read(high + 1, self._last_id)
+            self.whole = not before and not after
+            changed |= before or after
         if changed:
+            self._join()
             self._draw()
         return changed
 

@@ -67,8 +67,8 @@ window.itime = (() => {
     const seq = p.live ? p.newest : p.seq;
     q("#when").textContent = p.t === null || p.t === undefined ? "" : `${window.idraw.clock(p.t)} · frame ${seq.toLocaleString("en").replaceAll(",", "\u2009")}`;
     const slider = q("#frame");
-    slider.max = Math.max(p.newest, 1);
-    if (document.activeElement !== slider || !slider.matches(":active")) slider.value = seq;
+    slider.max = Math.max(p.live ? 0 : p.seq, line && line.next ? line.next - 1 : p.newest, 1);
+    if (document.activeElement !== slider || !slider.matches(":active")) slider.value = p.live ? slider.max : seq;
     slider.setAttribute("aria-valuetext", `frame ${seq}, ${p.live ? "live" : behind}`);
     paint();
   }
@@ -93,19 +93,24 @@ window.itime = (() => {
     paint();
   }
 
+  // While live the whole is what was looked at last, so that it does not creep between two looks.
+  const extent = () => Math.max(place.live ? 0 : place.seq, line.next, line.first + 1);
+
   function paint() {
     const canvas = q("[data-canvas=timeline]");
     if (!canvas || !look || !line || line.first === undefined) return;
     const r = window.devicePixelRatio || 1, w = Math.round(canvas.clientWidth * r), h = Math.round(canvas.clientHeight * r);
     if (!w) return;
     if (canvas.width !== w || canvas.height !== h) { canvas.width = w; canvas.height = h; }
-    const ctx = canvas.getContext("2d"), first = line.first, next = Math.max(place.newest ?? 0, line.next, first + 1);
+    const ctx = canvas.getContext("2d"), first = line.first, next = extent();
     const x = (seq) => (seq - first) / (next - first) * w;
     ctx.clearRect(0, 0, w, h);
     line.episodes.forEach(([from, to, number]) => {
-      ctx.fillStyle = number % 2 ? look.shade : look.line;
+      ctx.globalAlpha = number % 2 ? 0.22 : 0.42;
+      ctx.fillStyle = look.muted;
       ctx.fillRect(x(from), h * 0.45, Math.max(1, x(to + 1) - x(from)), h * 0.55);
     });
+    ctx.globalAlpha = 1;
     const most = Math.max(1, ...line.events);
     ctx.fillStyle = look.feature;
     ctx.globalAlpha = 0.75;
@@ -130,7 +135,7 @@ window.itime = (() => {
 
   function point(e) {
     if (!line || line.first === undefined) return;
-    const box = e.target.getBoundingClientRect(), next = Math.max(place.newest ?? 0, line.next, line.first + 1);
+    const box = e.target.getBoundingClientRect(), next = extent();
     const seq = Math.round(line.first + (e.clientX - box.left) / box.width * (next - line.first)), slack = (next - line.first) / box.width * 4;
     const lines = [`frame ${seq}`];
     const episode = line.episodes.find(([from, to]) => from <= seq && seq <= to);
