@@ -57,4 +57,4 @@ if __name__ == "__main__":  # python -m tests.test_notebooks: run them and keep 
         fresh = _read(each)
         with tempfile.TemporaryDirectory() as scratch:
             execute(fresh, Path(scratch))
-        nbformat.write(fresh, each)  # type: ignore[no-untyped-call]
+        nbformat.write(fresh, each)  # type: ignore[no-untyped-call, unused-ignore]
