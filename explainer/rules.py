@@ -86,7 +86,7 @@ def fit(
 ) -> list[Fitted]:
     """A rule for each of `features` from the training frames `rows` (n,), over `metrics`, which are names of numbers.
 
-    A feature that is active in all or in none of the frames gets none and is left out.
+    A feature that is active in all or in none of the frames, or that no rule tells better than chance, is left out.
     """
     if table.features is None:
         raise PredicateError("the table has no features to explain; give it some")
@@ -98,7 +98,9 @@ def fit(
     for feature in features:
         active = table.features.active(feature)[kept]
         if len(data.quantities) and 0 < np.count_nonzero(active) < len(active):
-            fitted.append(_fit_one(int(feature), data, active, max_clauses))
+            found = _fit_one(int(feature), data, active, max_clauses)
+            if found is not None:
+                fitted.append(found)
     return fitted
 
 
@@ -156,7 +158,7 @@ def _combine(join: Join, groups: list[list[Mask]]) -> Mask:
     return holds
 
 
-def _fit_one(feature: int, data: _Data, active: Mask, max_clauses: int) -> Fitted:
+def _fit_one(feature: int, data: _Data, active: Mask, max_clauses: int) -> Fitted | None:
     yes, no = np.flatnonzero(active), np.flatnonzero(~active)
     few = min(len(yes), len(no), _SAMPLE // 2)
     rows = np.sort(np.concatenate([part[_evenly(len(part), _SAMPLE - few)] for part in (yes, no)]))
@@ -168,6 +170,8 @@ def _fit_one(feature: int, data: _Data, active: Mask, max_clauses: int) -> Fitte
     grown = [_grow(c, sample, target, max_clauses) for c in ranked[:_STARTS]]
     steps = dict.fromkeys(ranked) | dict.fromkeys(s for c in grown for s in _backward(c, sample, target))
     candidates = list(dict.fromkeys(_rounded(c, data) for c in steps))
+    if not candidates:  # so few frames that no tree splits them
+        return None
     counts = Counts.of(np.stack([data.holds(c) for c in candidates], axis=1),
                        np.repeat(active[:, None], len(candidates), axis=1), data.groups)
     accuracy, draws = counts.balanced_accuracy(), counts.resampled(_RESAMPLES, seed=0)
@@ -178,6 +182,9 @@ def _fit_one(feature: int, data: _Data, active: Mask, max_clauses: int) -> Fitte
     as_good = accuracy >= accuracy[best] - TOLERANCE * (size[best] - size).clip(min=0)
     if known.any() and len(counts.tp) > 1:
         as_good |= np.quantile(lost[known], 0.025, axis=0) <= 0
+    as_good &= accuracy >= 0.5
+    if not as_good.any():
+        return None
     order = sorted(np.flatnonzero(as_good), key=lambda i: (candidates[i].clauses, -accuracy[i], str(candidates[i])))
     chosen = int(order[0])
     ordered = _by_worth(candidates[chosen], data, active)

@@ -144,8 +144,10 @@ def test_a_taken_default_endpoint_names_its_holder_and_looks_at_its_stream(tmp_p
         tap.open()
     except EndpointError:
         pytest.skip("something else uses the default endpoint")
-    with tap:
+    try:
         checks = {check.name: check for check in examine(tmp_path)}
+    finally:
+        tap.close()
     assert checks["endpoint"].state == "WARN"
     assert f"(pid {os.getpid()})" in checks["endpoint"].found
     assert "run 'default'" in checks["stream"].found

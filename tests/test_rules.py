@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
@@ -114,6 +114,8 @@ def test_a_metric_that_is_constant_unknown_or_infinite_does_no_harm() -> None:
 
 
 @settings(max_examples=15, deadline=None)
+@example(860, 29, 18)
+@example(468, 20, 1)
 @given(st.integers(0, 1000), st.integers(20, 60), st.integers(1, 19))
 def test_small_samples_always_give_a_valid_rule(seed: int, n: int, positives: int) -> None:
     rng = np.random.default_rng(seed)
