@@ -59,11 +59,17 @@ def make_tap(
 ) -> Tap:
     """A tap in the agent's own policy, with its points, metrics and names; `options` go to `Tap` as they are.
 
-    The run is named after the agent unless `run` says otherwise.
+    The run is named after the agent unless `run` says otherwise. Where the policy is no torch module, the tap has no
+    model, and `run` hands it the activations.
     """
+    model = None
+    if agent.make_actor is None:
+        model = agent.make_policy()
+    else:
+        agent.make_actor()  # what is missing is said before a socket or a recording is opened
     return Tap(
-        agent.make_policy(),
-        list(agent.tap_points),
+        model,
+        None if model is None else list(agent.tap_points),
         run=run or agent.name,
         record=record,
         endpoint=endpoint,
@@ -93,7 +99,7 @@ def run(
     agent: ReferenceAgent,
     tap: Tap | None,
     *,
-    policy: nn.Module | None = None,
+    policy: Any = None,
     seconds: float | None = None,
     episodes: int | None = None,
     fast: bool = False,
@@ -103,17 +109,20 @@ def run(
 ) -> RolloutReport:
     """Step `agent` greedily until `seconds` have passed since the first step, `episodes` are complete, or `stop()`.
 
-    `policy` is the tapped module, by default the tap's own (without a tap, the agent's). The environment is seeded
+    `policy` is the tapped module or the actor, by default the tap's own (without a tap, the agent's). The environment is seeded
     once, with `seed`, and goes on from there. `stop` is asked before every step, on this thread, which also sleeps
     between paced steps.
     """
     if seconds is not None and not seconds >= 0:
         raise AgentError(f"seconds is {seconds}; it must be 0 or more")
     if policy is None:
-        policy = agent.make_policy() if tap is None else tap.model
+        if agent.make_actor is not None:
+            policy = agent.make_actor()
+        else:
+            policy = agent.make_policy() if tap is None else tap.model
     env: Any = agent.make_env(render=render)
     if tap is not None:
-        env = watch(env, tap, agent.read)
+        env = watch(env, tap, agent.read, None if agent.make_actor is None else policy.activations)
     limit = math.inf if episodes is None else episodes
     options = None if agent.reset_options is None else dict(agent.reset_options)
     returns: list[float] = []

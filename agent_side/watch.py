@@ -33,18 +33,21 @@ Read: TypeAlias = Callable[[Any], Mapping[str, Any]]
 a number (of vector environments: a new array of (num_envs,) numbers) per name."""
 
 
-def watch(env: Any, tap: Tap, read: Read | None = None) -> Any:
+def watch(env: Any, tap: Tap, read: Read | None = None, activations: Mapping[str, Any] | None = None) -> Any:
     """`env` with a tap that is told of every step: a `gymnasium.Wrapper`, or a `VectorWrapper` for vector
     environments.
 
     `read` is called with `env` before every step, on this thread, and gives the metrics that the tap was given without
     a source: `Tap(…, metrics=[Metric("fuel", unit="kg")])`, `watch(env, tap, read=lambda env: {"fuel": env.fuel})`.
     They describe what was acted on. A reader that fails is counted, and the step is kept without.
+
+    `activations`, for a policy that is no torch module: a mapping of tap point to array that the policy refreshes with
+    every action; what it holds as the environment is stepped goes to `tap.step`.
     """
     if isinstance(env, VectorEnv):
-        return WatchedVectorEnv(env, tap, read)
+        return WatchedVectorEnv(env, tap, read, activations)
     if isinstance(env, gymnasium.Env):
-        return WatchedEnv(env, tap, read)
+        return WatchedEnv(env, tap, read, activations)
     raise TapError(
         f"{type(env).__name__} is neither a gymnasium.Env nor a gymnasium.vector.VectorEnv; call tap.step(…) in your own loop"
     )
@@ -53,9 +56,11 @@ def watch(env: Any, tap: Tap, read: Read | None = None) -> Any:
 class WatchedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
     """One environment, watched."""
 
-    def __init__(self, env: gymnasium.Env[Any, Any], tap: Tap, read: Read | None = None) -> None:
+    def __init__(
+        self, env: gymnasium.Env[Any, Any], tap: Tap, read: Read | None = None, activations: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__(env)
-        self._tap, self._read = tap, read
+        self._tap, self._read, self._activations = tap, read, activations
         self._observation: Any = None
         self._renders = env.render_mode == "rgb_array"
         tap.describe(
@@ -90,6 +95,7 @@ class WatchedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
             next_observation=following,
             info=info,
             image=image,
+            activations=self._activations,
         )
         # a copy: environments may write the next observation into the same array
         self._observation = following.copy() if type(following) is np.ndarray else _frozen(following)
@@ -104,9 +110,11 @@ class WatchedVectorEnv(_VectorWrapper):
     `info["final_obs"]`. DISABLED: the user resets with `options={"reset_mask": …}`.
     """
 
-    def __init__(self, env: VectorEnv[Any, Any, Any], tap: Tap, read: Read | None = None) -> None:
+    def __init__(
+        self, env: VectorEnv[Any, Any, Any], tap: Tap, read: Read | None = None, activations: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__(env)
-        self._tap, self._read = tap, read
+        self._tap, self._read, self._activations = tap, read, activations
         self._observation: Any = None
         self._renders = env.render_mode == "rgb_array"
         self._resets = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
@@ -150,6 +158,7 @@ class WatchedVectorEnv(_VectorWrapper):
             next_observation=led_to,
             info=info,
             image=image,
+            activations=self._activations,
             valid=~self._ended if self._resets is AutoresetMode.NEXT_STEP else None,
         )
         self._ended = np.asarray(terminated, bool) | np.asarray(truncated, bool)

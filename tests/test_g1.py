@@ -6,17 +6,21 @@ What needs MuJoCo, onnxruntime and the robot's wheels is slow and skipped where 
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from interlatent_live.agent_side.agents import g1
+from interlatent_live.agent_side.rollout import load_policy, make_tap, run
 from interlatent_live.stream.errors import AgentError
+from interlatent_live.stream.frames import FrameBatch
+from interlatent_live.stream.reading import Recording
 
 installed = pytest.mark.skipif(
-    not all(find_spec(name) for name in ("mujoco", "onnxruntime", "holosoma", "holosoma_inference")),
-    reason="the G1 needs mujoco, onnxruntime, holosoma and holosoma-inference",
+    not all(find_spec(name) for name in ("mujoco", "onnx", "onnxruntime", "holosoma", "holosoma_inference")),
+    reason="the G1 needs mujoco, onnx, onnxruntime, holosoma and holosoma-inference",
 )
 
 
@@ -128,3 +132,50 @@ env.close()
         pytest.skip("no EGL on this machine")
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 50
+
+
+def test_without_its_packages_the_command_names_the_remedy(tmp_path: Path) -> None:
+    path = tmp_path / "g.mcap"
+    code = f"""
+import sys
+from interlatent_live.agent_side.agents import g1
+from interlatent_live.cli import main
+g1.find_spec = lambda name: None
+sys.argv = ['interlatent-live', 'run', 'g1', '--bind', 'tcp://127.0.0.1:*', '--record', {str(path)!r}]
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "interlatent-live[g1]" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not path.exists()
+
+
+def test_there_is_no_torch_module() -> None:
+    with pytest.raises(AgentError, match="an ONNX file, not a torch module"):
+        load_policy("g1")
+
+
+@installed
+@pytest.mark.slow
+def test_a_run_records_the_layers_that_lead_to_the_action(tmp_path: Path) -> None:
+    path = tmp_path / "g.mcap"
+    with make_tap(g1.G1, endpoint="", record=path) as tap:
+        done = run(g1.G1, tap, fast=True, seed=3, stop=iter([False] * 50 + [True]).__next__)
+    assert done.steps == 50
+    assert tap.status()["hook_failures"] == tap.status()["metric_failures"] == 0
+    batches = [message for message in Recording(path).messages() if isinstance(message, FrameBatch)]
+    observed = np.concatenate([batch.columns["observation"] for batch in batches])
+    metrics = np.concatenate([batch.columns["metrics"] for batch in batches])
+    assert observed.shape == (50, 100)
+    names = [metric.name for metric in tap.manifest.metrics] if tap.manifest else []
+    assert (metrics[:, names.index("pelvis_height")] > 0.7).all()
+    actor = g1.make_actor()
+    plain = g1.Controller()
+    for row, observation in enumerate(observed.astype(np.float32)):
+        action = g1.act(actor, observation)
+        np.testing.assert_allclose(action, plain(observation)["action"], atol=1e-4)
+        for point, units in zip(g1.TAP_POINTS, (512, 256, 128), strict=True):
+            found = np.concatenate([batch.activations[point] for batch in batches])[row]
+            assert found.shape == (units,)
+            np.testing.assert_array_equal(found, actor.activations[point])

@@ -3,12 +3,15 @@
 The policy (Apache-2.0, 100-512-256-128-29 ELU units, trained by PPO) and the robot's model are read from the installed
 wheels; none of their code is imported, so their own dependencies are not needed:
 
-    pip install mujoco onnxruntime && pip install --no-deps holosoma==0.0.3 holosoma-inference==0.1.3
+    pip install 'interlatent-live[g1]' && pip install --no-deps holosoma==0.0.3 holosoma-inference==0.1.3
 
 1. At 50 Hz the policy sees 100 numbers, terms in alphabetical order, and gives 29 joint targets, q₀ + 0.25·a.
 2. Ten times per step (every 2 ms) torques kp·(target − q) − kd·q̇, gains from the ONNX file's metadata, are clipped to
    what the joint's motor can give, and applied.
 3. A clock of one gait a second stands beside; it halts where the commanded velocity is zero.
+
+`make_actor` runs a copy of the policy whose three hidden layers (512, 256 and 128 units, after ELU) are outputs as well;
+they are the tap points, under the names that they have in the ONNX file.
 
 An episode lasts 20 s, or until the pelvis is below 0.4 m. Commands are drawn at each reset, or given by
 `options={"command": (forward m/s, left m/s, turning rad/s)}`. Pictures need OpenGL: MUJOCO_GL=egl or osmesa.
@@ -19,15 +22,19 @@ from __future__ import annotations
 import json
 import math
 import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from ctypes.util import find_library
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from interlatent_live.agent_side.agents.reference import require
+from interlatent_live.agent_side import onnx
+from interlatent_live.agent_side.agents.reference import ReferenceAgent, require
 from interlatent_live.agent_side.metrics import Metric
 from interlatent_live.stream.errors import AgentError
 
@@ -38,21 +45,29 @@ __all__ = [
     "ACTION_SCALE",
     "EPISODE_STEPS",
     "FALLEN_M",
+    "G1",
     "JOINTS",
     "METRICS",
     "NOMINAL",
     "OBSERVATION_NAMES",
     "STEP_PERIOD_S",
     "SUBSTEPS",
+    "TAP_POINTS",
     "Controller",
+    "act",
+    "make_actor",
     "make_env",
+    "make_policy",
     "phase",
     "policy_path",
+    "read",
 ]
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 
-_REMEDY: Final = "install it with: pip install mujoco onnxruntime && pip install --no-deps holosoma==0.0.3 holosoma-inference==0.1.3"
+_REMEDY: Final = (
+    "install it with: pip install 'interlatent-live[g1]' && pip install --no-deps holosoma==0.0.3 holosoma-inference==0.1.3"
+)
 _POLICY: Final = ("holosoma_inference", "models/loco/g1_29dof/ppo_g1_29dof.onnx")
 _SCENE: Final = ("holosoma", "data/robots/g1/scenes/scene_g1_29dof_wbt_plane.xml")
 
@@ -63,6 +78,9 @@ EPISODE_STEPS: Final = 1000
 FALLEN_M: Final = 0.4
 ACTION_SCALE: Final = 0.25
 _GAIT_S: Final = 1.0
+
+TAP_POINTS: Final = tuple(f"/actor_module/module/module.{name}/Elu" for name in ("1", "1_1", "1_2"))
+"""Nodes of the ONNX graph: 512, 256 and 128 units, after ELU."""
 
 _SIDE: Final = ("hip_pitch", "hip_roll", "hip_yaw", "knee", "ankle_pitch", "ankle_roll")
 _ARM: Final = ("shoulder_pitch", "shoulder_roll", "shoulder_yaw", "elbow", "wrist_roll", "wrist_pitch", "wrist_yaw")
@@ -126,8 +144,8 @@ def policy_path() -> Path:
 class Controller:
     """The ONNX policy, on one thread. `kp` and `kd`: (29,) gains in Nm/rad and Nm·s/rad, from its metadata."""
 
-    def __init__(self, path: Path | None = None) -> None:
-        """`path`: another file with the same input, and perhaps further outputs."""
+    def __init__(self, path: Path | None = None, exposed: Iterable[onnx.Exposed] = ()) -> None:
+        """`path`: another file with the same input, and perhaps further outputs; those of `exposed` are activations."""
         require("g1", "onnxruntime", extra="g1")
         onnxruntime: Any = import_module("onnxruntime")  # it ships no types
         options = onnxruntime.SessionOptions()
@@ -136,6 +154,9 @@ class Controller:
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.outputs = tuple(output.name for output in self._session.get_outputs())
         """Names; 'action' comes first."""
+        self.activations: dict[str, npt.NDArray[np.float32]] = {}
+        """(units,) of each exposed layer at the last call, by the name of the layer; empty before the first."""
+        self._layers = {one.output: one.name for one in exposed}
         metadata = self._session.get_modelmeta().custom_metadata_map
         names = tuple(name.removesuffix("_joint") for name in json.loads(metadata["dof_names"]))
         if names != JOINTS:
@@ -145,16 +166,46 @@ class Controller:
     def __call__(self, observation: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.float32]]:
         """All outputs for one (100,) observation, by name, without the leading 1: 'action' is (29,)."""
         given = self._session.run(None, {"actor_obs": observation[None]})
-        return {name: value[0] for name, value in zip(self.outputs, given, strict=True)}
+        found = {name: value[0] for name, value in zip(self.outputs, given, strict=True)}
+        for output, layer in self._layers.items():
+            self.activations[layer] = found[output]
+        return found
+
+
+def make_actor() -> Controller:
+    """The policy with its hidden layers as outputs. AgentError before anything is begun if a package is missing."""
+    _installed("mujoco", "__init__.py")  # not imported: `make_env` chooses its OpenGL first
+    _installed(*_SCENE)
+    policy = policy_path()
+    require("g1", "gymnasium", "onnx", "onnxruntime", extra="g1")
+    with tempfile.TemporaryDirectory() as folder:  # the session reads the file once
+        copy = Path(folder, "g1.onnx")
+        return Controller(copy, onnx.expose(policy, TAP_POINTS, copy))
+
+
+def make_policy() -> NoReturn:
+    """There is no torch module: AgentError."""
+    raise AgentError("the policy of the reference agent 'g1' is an ONNX file, not a torch module; `interlatent-live run g1` taps it")
+
+
+def act(policy: Controller, observation: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """(29,) joint targets; the layers are in `policy.activations` afterwards."""
+    return policy(observation)["action"]
+
+
+def read(env: Any) -> Mapping[str, float]:
+    """The metrics without a source."""
+    found: Mapping[str, float] = env.unwrapped.read()
+    return found
 
 
 def make_env(render: bool = False) -> gymnasium.Env[Any, Any]:
     """The robot on a plane; with `render` its pictures are (240, 320, 3). Its `read()` gives the metrics without a source."""
+    if render and find_library("EGL"):  # read when mujoco is imported, which fails where there is none
+        os.environ.setdefault("MUJOCO_GL", "egl")
     require("g1", "gymnasium", "mujoco", "onnxruntime", extra="g1")
     from interlatent_live.agent_side.agents.g1_env import G1Env
 
-    if render:
-        os.environ.setdefault("MUJOCO_GL", "egl")
     return G1Env(_installed(*_SCENE), Controller(), render)
 
 
@@ -164,3 +215,21 @@ def phase(steps: int, moving: bool) -> Floats:
         return np.full(2, math.pi)
     turned = np.array([0.0, math.pi]) + 2 * math.pi * STEP_PERIOD_S / _GAIT_S * steps
     return (turned + math.pi) % (2 * math.pi) - math.pi
+
+
+G1: Final = ReferenceAgent(
+    name="g1",
+    environment="UnitreeG1",
+    description="Unitree's humanoid G1 walking on command in MuJoCo: a published ONNX policy of 100-512-256-128-29 ELU units.",
+    step_period_s=STEP_PERIOD_S,
+    make_env=make_env,
+    make_policy=make_policy,
+    make_actor=make_actor,
+    act=act,
+    tap_points=TAP_POINTS,
+    metrics=METRICS,
+    observation_names=OBSERVATION_NAMES,
+    action_names=JOINTS,
+    dictionary="g1",
+    read=read,
+)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor, nn
 
-__all__ = ["MakeEnv", "ReferenceAgent", "load_weights", "require"]
+__all__ = ["Actor", "MakeEnv", "ReferenceAgent", "load_weights", "require"]
 
 
 class MakeEnv(Protocol):
@@ -28,6 +28,15 @@ class MakeEnv(Protocol):
 
     def __call__(self, render: bool = False) -> gymnasium.Env[Any, Any]:
         """Make it."""
+        ...
+
+
+class Actor(Protocol):
+    """A policy that is no torch module, and so has nothing to hook."""
+
+    @property
+    def activations(self) -> Mapping[str, npt.NDArray[Any]]:
+        """Of the last action, by tap point; always the same mapping, whose arrays each action replaces."""
         ...
 
 
@@ -45,12 +54,12 @@ class ReferenceAgent:
     """Time that one step stands for, in seconds."""
     make_env: MakeEnv
     make_policy: Callable[[], nn.Module]
-    """The policy alone, in float32 and evaluation mode; the tap hooks this module."""
-    act: Callable[[nn.Module, npt.NDArray[Any]], Any]
+    """The policy alone, in float32 and evaluation mode; the tap hooks this module. AgentError where there is `make_actor` instead."""
+    act: Callable[[Any, npt.NDArray[Any]], Any]
     """(policy, one observation) to the action that the environment's `step` takes: the greedy one unless the agent says
     otherwise, and always the same for the same observation; one forward pass."""
     tap_points: tuple[str, ...]
-    """Names within the module of `make_policy`."""
+    """Names within the module of `make_policy`, or in the actor's `activations`."""
     metrics: tuple[Metric, ...]
     observation_names: tuple[str, ...]
     """Of the components of the observation as the environment gives it, in order; () where it is a picture."""
@@ -62,6 +71,8 @@ class ReferenceAgent:
     """Given to every `reset` of the environment."""
     read: Callable[[Any], Mapping[str, float]] | None = None
     """(environment, about to move) to the metrics that have no source, by name; see `watch`."""
+    make_actor: Callable[[], Actor] | None = None
+    """What acts where the policy is no torch module; the tap is handed its activations with every step."""
 
 
 def require(agent: str, *modules: str, extra: str = "agents") -> None:

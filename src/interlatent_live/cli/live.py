@@ -27,7 +27,7 @@ Connect = Annotated[str, typer.Option(help="Where the agent publishes.")]
 
 @app.command()
 def demo(
-    agent: Annotated[str, typer.Option(help="A reference agent: cartpole, lunarlander, mspacman or humanoid.")] = "cartpole",
+    agent: Annotated[str, typer.Option(help="A reference agent: cartpole, lunarlander, mspacman, humanoid or g1.")] = "cartpole",
     seconds: Annotated[float | None, typer.Option(help="End after so many seconds from the first step; else Ctrl-C ends.")] = None,
     port: Annotated[int, typer.Option(help="Port of the page; 0 takes a free one.")] = DEFAULT_PORT,
     record: Annotated[Path | None, typer.Option(help="Where to record; default: a new folder below runs/.")] = None,
@@ -61,7 +61,7 @@ def demo(
 
 @app.command()
 def run(
-    name: Annotated[str, typer.Argument(help="A reference agent: cartpole, lunarlander, mspacman or humanoid.")],
+    name: Annotated[str, typer.Argument(help="A reference agent: cartpole, lunarlander, mspacman, humanoid or g1.")],
     bind: Annotated[str, typer.Option(help="Where to publish.")] = DEFAULT_ENDPOINT,
     seconds: Annotated[float | None, typer.Option(help="End after so many seconds from the first step.")] = None,
     episodes: Annotated[int | None, typer.Option(help="End after so many episodes.")] = None,
