@@ -1,4 +1,4 @@
-"""The tree keeps the shape that DESIGN.md gives it."""
+"""The tree keeps its shape, imports stay light, texts name no machine."""
 
 import re
 import subprocess
