@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from interlatent_live.stream.errors import MalformedMessage
 
-__all__ = ["BASE_COLUMNS", "FrameBatch", "seconds"]
+__all__ = ["BASE_COLUMNS", "FrameBatch"]
 
 Array = npt.NDArray[Any]
 
@@ -104,8 +104,3 @@ class FrameBatch:
         """Bytes of all columns, as they travel."""
         groups = (self.columns, self.activations, self.present)
         return sum(int(a.nbytes) for group in groups for a in group.values())
-
-
-def seconds(ns: int) -> float:
-    """Nanoseconds as seconds."""
-    return ns / 1e9

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from interlatent_live.agent_side.agents.reference import ReferenceAgent, require
+from interlatent_live.agent_side.agents.reference import ReferenceAgent, episode_returns, require
 from interlatent_live.agent_side.metrics import Metric, Transition, terms
 from interlatent_live.stream.errors import AgentError
 
@@ -97,18 +97,7 @@ def act(policy: nn.Module, observation: npt.NDArray[np.float32]) -> int:
 
 def greedy_returns(policy: nn.Module, seeds: Iterable[int], start: float = 0.05) -> list[float]:
     """Return of one greedy episode per seed, each state variable starting within ±`start`; 500 is the most there is."""
-    env = make_env()
-    returns = []
-    for seed in seeds:
-        observation, _ = env.reset(seed=seed, options={"low": -start, "high": start})
-        total, over = 0.0, False
-        while not over:
-            observation, reward, terminated, truncated, _ = env.step(act(policy, observation))
-            total += float(reward)
-            over = terminated or truncated
-        returns.append(total)
-    env.close()
-    return returns
+    return episode_returns(make_env(), act, policy, seeds, {"low": -start, "high": start})
 
 
 def _angular_acceleration(transition: Transition) -> float:

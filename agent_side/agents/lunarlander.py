@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from interlatent_live.agent_side.agents.reference import ReferenceAgent, load_weights, require
+from interlatent_live.agent_side.agents.reference import ReferenceAgent, episode_returns, load_weights, require
 from interlatent_live.agent_side.metrics import Metric
 
 if TYPE_CHECKING:
@@ -95,18 +95,7 @@ def act(policy: nn.Module, observation: npt.NDArray[np.float32]) -> int:
 
 def greedy_returns(policy: nn.Module, seeds: Iterable[int]) -> list[float]:
     """Return of one greedy episode per seed."""
-    env = make_env()
-    returns = []
-    for seed in seeds:
-        observation, _ = env.reset(seed=seed)
-        total, over = 0.0, False
-        while not over:
-            observation, reward, terminated, truncated, _ = env.step(act(policy, observation))
-            total += float(reward)
-            over = terminated or truncated
-        returns.append(total)
-    env.close()
-    return returns
+    return episode_returns(make_env(), act, policy, seeds)
 
 
 LUNARLANDER: Final = ReferenceAgent(

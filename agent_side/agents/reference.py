@@ -6,7 +6,7 @@ with the remedy where a package is missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor, nn
 
-__all__ = ["Actor", "MakeEnv", "ReferenceAgent", "load_weights", "require"]
+__all__ = ["Actor", "MakeEnv", "ReferenceAgent", "episode_returns", "load_weights", "require"]
 
 
 class MakeEnv(Protocol):
@@ -85,6 +85,27 @@ def require(agent: str, *modules: str, extra: str = "agents") -> None:
                 f"the reference agent {agent!r} needs the package {module.partition('.')[0]!r}, which cannot be "
                 f"imported ({error}); install it with: pip install 'interlatent-live[{extra}]'"
             ) from error
+
+
+def episode_returns(
+    env: gymnasium.Env[Any, Any],
+    act: Callable[[Any, Any], Any],
+    policy: nn.Module,
+    seeds: Iterable[int],
+    options: dict[str, Any] | None = None,
+) -> list[float]:
+    """Return of one episode of `act` per seed, each reset with `options`. Closes `env`."""
+    returns = []
+    for seed in seeds:
+        observation, _ = env.reset(seed=seed, options=options)
+        total, over = 0.0, False
+        while not over:
+            observation, reward, terminated, truncated, _ = env.step(act(policy, observation))
+            total += float(reward)
+            over = terminated or truncated
+        returns.append(total)
+    env.close()
+    return returns
 
 
 def load_weights(agent: str, path: Path, like: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from types import FrameType
 
 from .stream.errors import InterlatentError
 
-__all__ = ["Child", "Stop", "free_endpoint", "view_beside"]
+__all__ = ["Child", "Stop", "free_endpoint", "run_directory", "view_beside"]
 
 _PARENT = "INTERLATENT_LIVE_PARENT"
 REFUSALS = frozenset({1, 2})
