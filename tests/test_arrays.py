@@ -156,7 +156,7 @@ def test_what_cannot_be_kept_is_counted_said_once_and_the_row_stays(tmp_path: Pa
 
 def test_points_that_together_do_not_fit_a_message_are_refused_one_by_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     big = np.ones(MAX_FRAME_BYTES // 4, np.float32)
-    with tapped(tmp_path) as tap:
+    with tapped(tmp_path, queue_bytes=4 * MAX_FRAME_BYTES) as tap:  # both rows fit, however late the sender wakes
         for _ in range(2):
             tap.step(activations={f"layer{i}": big for i in range(12)})
     run = recorded(tmp_path)
