@@ -152,8 +152,8 @@ class Dictionary:
         self.W_skip = self.tensors.get("W_skip")
         self.mean_out = self.tensors.get("mean_out")
         threshold = self.tensors.get("threshold")
-        # relu(pre) where pre > threshold: below 0 a threshold has no effect, so one comparison does both.
-        self._floor = torch.zeros(()) if threshold is None else threshold.clamp(min=0)
+        # A feature is active where pre > floor: below 0 a threshold has no effect, so one comparison does both.
+        self.floor = torch.zeros(()) if threshold is None else threshold.clamp(min=0)
         self.hash = _content_hash(cfg, self.tensors)
         if self.card is not None and self.card.get("hash") != self.hash:
             raise DictionaryError(
@@ -189,7 +189,7 @@ class Dictionary:
         if self.cfg.activation == "topk":
             values, indices = torch.topk(pre, cast(int, self.cfg.k), dim=1, sorted=False)
             return indices, torch.relu(values)
-        active = pre > self._floor
+        active = pre > self.floor
         most = int(active.sum(dim=1).max()) if len(x) else 0
         values, indices = torch.topk(torch.where(active, pre, 0.0), most, dim=1, sorted=False)
         return indices, values
@@ -200,7 +200,7 @@ class Dictionary:
         if self.cfg.activation == "topk":
             values, indices = torch.topk(pre, cast(int, self.cfg.k), dim=1, sorted=False)
             return torch.zeros_like(pre).scatter(1, indices, torch.relu(values))
-        return torch.where(pre > self._floor, pre, 0.0)
+        return torch.where(pre > self.floor, pre, 0.0)
 
     def decode(self, f: torch.Tensor, x: torch.Tensor | None = None) -> torch.Tensor:
         """Dense (n, features) -> (n, d_out). `x` is needed where there is a skip connection."""
@@ -276,7 +276,7 @@ class Dictionary:
             indices, values = self.encode(x)
             return Codes.from_padded(indices.cpu().numpy(), values.cpu().numpy(), self.features)
         pre = self.pre(x)
-        return Codes.where(pre.cpu().numpy(), (pre > self._floor).cpu().numpy())
+        return Codes.where(pre.cpu().numpy(), (pre > self.floor).cpu().numpy())
 
     def _bags(self, codes: Codes) -> torch.Tensor:
         device = self.W_dec.device
