@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -154,19 +155,36 @@ class Child:
 
 
 def free_endpoint(preferred: str) -> str:
-    """`preferred` if nothing holds it, else a loopback endpoint on a free port."""
-    import socket
-
+    """`preferred` if nothing holds it, else a loopback endpoint on a free port. Either is this process's until it ends,
+    among those that ask here: two demos begun at once do not get the same one before their agents bind it."""
     host, _, port = preferred.removeprefix("tcp://").rpartition(":")
-    for candidate in (int(port), 0):
+    for candidate in (int(port), *[0] * 20):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((host, candidate))
+                found = f"tcp://{host}:{probe.getsockname()[1]}"
+                _reserve(found)
             except OSError:
                 continue
-            return f"tcp://{host}:{probe.getsockname()[1]}"
+            return found
     return preferred
+
+
+_reserved: list[socket.socket] = []
+
+
+def _reserve(endpoint: str) -> None:
+    """Raise OSError where another process has it. The kernel frees an abstract name with its holder, however that ends."""
+    if sys.platform != "linux":
+        return
+    claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        claim.bind(f"\0interlatent-live {endpoint}")
+    except OSError:
+        claim.close()
+        raise
+    _reserved.append(claim)
 
 
 def view_beside(endpoint: str, run: str) -> Child:
