@@ -65,6 +65,14 @@ _SCHEMAS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
             "properties": {"run": {"type": "string"}, "boot": {"type": "string"}, "seq": _INTEGER},
         },
     ),
+    "attribution": (
+        "interlatent.Attribution",
+        {
+            "type": "object",
+            "description": "Why the action of frame seq; buffers[i] = [name, dtype, shape] of data[i]; see docs/wire.md",
+            "properties": {"run": {"type": "string"}, "boot": {"type": "string"}, "seq": _INTEGER, "env": _INTEGER},
+        },
+    ),
     "signals": (
         "interlatent.Signals",
         {

@@ -278,7 +278,7 @@ def _recognised(data: bytes, run: str) -> ChannelInfo:
         keys = msgpack.unpackb(data, raw=False, strict_map_key=True, max_ext_len=0)
     except (ValueError, TypeError, AttributeError, msgpack.UnpackException) as error:
         raise MalformedMessage(f"neither JSON nor msgpack: {error}") from error
-    for key, kind in (("rows", "frames"), ("hash", "manifest"), ("names", "scalars"), ("produced", "heartbeat")):
+    for key, kind in (("rows", "frames"), ("hash", "manifest"), ("scores", "attribution"), ("names", "scalars"), ("produced", "heartbeat")):
         if isinstance(keys, dict) and key in keys:
             return ChannelInfo(f"/{kind}", "msgpack", run)
     raise MalformedMessage("a message of an unknown kind")

@@ -31,7 +31,7 @@ from interlatent_live.stream.frames import FrameBatch
 from interlatent_live.stream.manifest import Manifest
 from interlatent_live.stream.publisher import Publisher
 from interlatent_live.stream.recording import Recorder
-from interlatent_live.stream.wire import Bye, Heartbeat, Message, Picture, Scalars, Signals, topic
+from interlatent_live.stream.wire import Bye, Heartbeat, Message, Picture, Signals, topic
 
 __all__ = ["Sender"]
 
@@ -63,7 +63,7 @@ class Sender:
         boot: str,
         publisher: Publisher | None,
         recorder: Recorder | None,
-        scalars: Callable[[], Iterable[Scalars]] = tuple,
+        scalars: Callable[[], Iterable[Message]] = tuple,
         period_s: float = 0.010,
     ) -> None:
         """Take over `publisher` and `recorder`, which are closed with this sender; all four callables run on its
@@ -71,7 +71,7 @@ class Sender:
 
         `drain()`: the batches sealed since the last call. `accounts()`: (next sequence number to be drained, frames
         that the queue dropped
-        in all), taken together. `scalars()`: what was logged since the last call. `period_s`: seconds between turns.
+        in all), taken together. `scalars()`: what was logged and attributed since the last call. `period_s`: seconds between turns.
         """
         self._drain, self._manifest, self._status, self._accounts = drain, manifest, status, accounts
         self._run, self._boot, self._period_s = run, boot, period_s

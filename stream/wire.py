@@ -16,6 +16,7 @@ from typing import Any, Final, TypeAlias
 import msgpack
 import numpy as np
 
+from interlatent_live.stream.attribution import Attribution
 from interlatent_live.stream.errors import (
     MalformedMessage,
     NonFiniteMessage,
@@ -26,7 +27,7 @@ from interlatent_live.stream.errors import (
 from interlatent_live.stream.frames import BASE_COLUMNS, FrameBatch
 from interlatent_live.stream.manifest import Manifest, check_run
 
-__all__ = ["VERSION", "Bye", "Heartbeat", "Message", "Picture", "Scalars", "Signals", "decode", "encode", "topic"]
+__all__ = ["VERSION", "Attribution", "Bye", "Heartbeat", "Message", "Picture", "Scalars", "Signals", "decode", "encode", "topic"]
 
 VERSION: Final = 1
 MAX_HEADER_BYTES: Final = 1 << 20
@@ -133,7 +134,7 @@ class Scalars:
         return len(self.step)
 
 
-Message: TypeAlias = Manifest | FrameBatch | Heartbeat | Bye | Picture | Scalars | Signals
+Message: TypeAlias = Manifest | FrameBatch | Heartbeat | Bye | Picture | Scalars | Signals | Attribution
 
 
 def topic(run: str, kind: str = "") -> bytes:
@@ -194,6 +195,9 @@ def pack(message: Message) -> tuple[str, dict[str, Any], int, list[bytes]]:
             "values": [[float(value) for value in row] for row in message.values],
         }
         return "scalars", header, message.wall_ns[-1], []
+    if isinstance(message, Attribution):
+        message.checked()
+        return "attribution", base | message.header(), message.wall_ns, [array.tobytes() for array in message.arrays().values()]
     return "signals", {name: float(value) for name, value in message.values.items()}, message.wall_ns, []
 
 
@@ -313,8 +317,10 @@ def unpack(kind: str, run: str, header: Mapping[str, Any], buffers: Sequence[byt
         )
     if kind == "scalars":
         return _scalars(run, boot, header)
+    if kind == "attribution":
+        return _attribution(run, boot, header, buffers)
     raise MalformedMessage(
-        f"unknown kind {kind!r}; this build knows frames, manifest, heartbeat, bye, picture, scalars and signals"
+        f"unknown kind {kind!r}; this build knows frames, manifest, heartbeat, bye, picture, scalars, attribution and signals"
     )
 
 
@@ -344,6 +350,18 @@ def _scalars(run: str, boot: str, header: Mapping[str, Any]) -> Scalars:
         raise MalformedMessage(f"scalars: `values` is not {len(step)} lists of {len(names)} numbers")
     rows = tuple(tuple(float(value) for value in row) for row in values)
     return Scalars(run, boot, _count(header, "seq"), tuple(names), values=rows, **clocks)
+
+
+def _attribution(run: str, boot: str, header: Mapping[str, Any], buffers: Sequence[bytes]) -> Attribution:
+    specs = header.get("buffers")
+    if not isinstance(specs, list) or len(specs) > MAX_BUFFERS:
+        raise MalformedMessage(f"buffer list is missing or longer than {MAX_BUFFERS}")
+    if len(buffers) != len(specs):
+        kind = TruncatedMessage if len(buffers) < len(specs) else MalformedMessage
+        raise kind(f"header announces {len(specs)} buffers, {len(buffers)} arrived")
+    arrays = {name: array for name, _, array in map(_array, specs, buffers)}
+    counts = {name: _count(header, name) for name in ("seq", "step", "env", "monotonic_ns", "wall_ns", "action_count")}
+    return Attribution.read(run, boot, counts, header, arrays)
 
 
 def _frames(run: str, boot: str, header: Mapping[str, Any], buffers: Sequence[bytes]) -> FrameBatch:

@@ -19,7 +19,7 @@ from interlatent_live.stream.publisher import Publisher
 from interlatent_live.stream.recording import Recorder
 from interlatent_live.stream.sender import Sender
 from interlatent_live.stream.subscriber import Subscriber
-from interlatent_live.stream.wire import Bye, Heartbeat, Message, Picture, Scalars, Signals
+from interlatent_live.stream.wire import Attribution, Bye, Heartbeat, Message, Picture, Scalars, Signals
 
 ANY_PORT = "tcp://127.0.0.1:*"
 SECOND = 1_000_000_000
@@ -106,6 +106,20 @@ def scalars(seq: int = 0) -> Scalars:
     return Scalars("agent", "b0", seq, ("losses/value", "lr"), (10, 20), clocks, wall, (1, 2), ((0.5, 1e-3), (float("inf"), 5e-4)))
 
 
+def attribution(seq: int = 1, **changes: Any) -> Attribution:
+    """Two actions, three active features; the parts sum to the totals exactly."""
+    clock = seq * SECOND // 50
+    values: dict[str, Any] = {
+        "run": "agent", "boot": "b0", "seq": seq, "step": seq, "env": 0, "monotonic_ns": clock + 5 * SECOND,
+        "wall_ns": clock + 1_764_000_000 * SECOND, "dictionary": "cd" * 32, "kind": "logits", "chosen": 1, "action_count": 2,
+        "names": ("left", "right"), "actions": np.arange(2, dtype="<i4"), "total": np.array([-1.0, 2.5], "<f4"),
+        "bias": np.array([0.25, -0.25], "<f4"), "error": np.array([0.0, 0.125], "<f4"), "rest": np.array([-0.25, 0.125], "<f4"),
+        "features": np.array([4, 17, 30], "<i4"), "values": np.array([0.5, 2.0, 1.0], "<f4"),
+        "contributions": np.array([[-0.5, 1.0], [-1.0, 2.0], [0.5, -0.5]], "<f4"),
+    }  # fmt: skip
+    return Attribution(**(values | changes))
+
+
 def every_kind() -> dict[str, Message]:
     return {
         "manifest": manifest(),
@@ -115,6 +129,7 @@ def every_kind() -> dict[str, Message]:
         "picture": picture(),
         "scalars": scalars(),
         "signals": signals(),
+        "attribution": attribution(),
     }
 
 

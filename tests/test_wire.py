@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from tests.stream_samples import batch, every_kind, heartbeat, manifest, picture, scalars, signals
+from tests.stream_samples import attribution, batch, every_kind, heartbeat, manifest, picture, scalars, signals
 
 from interlatent_live.stream import errors, wire
 from interlatent_live.stream.errors import MalformedMessage, OversizedMessage, WireError
 from interlatent_live.stream.frames import BASE_COLUMNS, FrameBatch
 from interlatent_live.stream.manifest import Manifest, MetricSpec
-from interlatent_live.stream.wire import Bye, Heartbeat, Message, Picture, Scalars, Signals, decode, encode
+from interlatent_live.stream.wire import Attribution, Bye, Heartbeat, Message, Picture, Scalars, Signals, decode, encode
 
 GOLDEN = Path(__file__).parent / "golden"
 KINDS = sorted(every_kind())
@@ -35,6 +35,12 @@ def same(one: Any, other: Any) -> bool:
             for a, b in zip(
                 (one.columns, one.activations, one.present), (other.columns, other.activations, other.present), strict=True
             )
+        )
+    if isinstance(one, Attribution) and isinstance(other, Attribution):
+        names = [field.name for field in dataclasses.fields(Attribution) if field.name not in one.arrays()]
+        mine, yours = one.arrays(), other.arrays()
+        return all(getattr(one, n) == getattr(other, n) for n in names) and all(
+            mine[k].shape == yours[k].shape and mine[k].tobytes() == yours[k].tobytes() for k in mine
         )
     return type(one) is type(other) and repr(one) == repr(other)  # repr writes NaN as nan, and floats exactly
 
@@ -133,7 +139,24 @@ def scalar_rows(draw: st.DrawFn) -> Scalars:
     return draw(st.builds(Scalars, RUNS, NAMES, COUNTS, st.just(tuple(names)), column, column, column, column, values))
 
 
-@given(batches() | HEARTBEATS | MANIFESTS | SIGNALS | PICTURES | scalar_rows())
+@st.composite
+def attributions(draw: st.DrawFn) -> Attribution:
+    a, f = draw(st.integers(1, 4)), draw(st.integers(0, 3))
+    finite = st.floats(allow_nan=False, allow_infinity=False, width=32)
+
+    def floats(*shape: int) -> Any:
+        return draw(hnp.arrays("<f4", shape, elements=finite))
+
+    vectors = {name: floats(a) for name in ("total", "bias", "error", "rest")}
+    counts = {name: draw(COUNTS) for name in ("seq", "step", "env", "monotonic_ns", "wall_ns")}
+    return Attribution(
+        draw(RUNS), draw(NAMES), **counts, dictionary=draw(NAMES), kind=draw(st.sampled_from(["logits", "means", "q", "scores"])),
+        chosen=draw(st.integers(-1, a - 1)), action_count=a, names=tuple(draw(st.lists(NAMES | st.just(""), min_size=a, max_size=a))),
+        actions=np.arange(a, dtype="<i4"), **vectors, features=np.arange(f, dtype="<i4"), values=floats(f), contributions=floats(f, a),
+    )  # fmt: skip
+
+
+@given(batches() | attributions() | HEARTBEATS | MANIFESTS | SIGNALS | PICTURES | scalar_rows())
 @settings(max_examples=200, deadline=None)
 def test_decode_inverts_encode(message: Message) -> None:
     assert same(decode(encode(message)), message)
@@ -270,6 +293,13 @@ REFUSED: dict[str, tuple[str, Callable[[], Sequence[bytes]]]] = {
     "scalars that lack a value": ("malformed", lambda: changed(scalars(), values=[[1.0], [2.0]])),
     "a text among the scalars": ("malformed", lambda: changed(scalars(), values=[["a", 1.0], [1.0, 1.0]])),
     "scalars of no rows": ("malformed", lambda: changed(scalars(), step=[])),
+    "an attribution of no actions": ("oversized", lambda: changed(attribution(), names=[])),
+    "an attribution of other actions": ("malformed", lambda: changed(attribution(), names=["left"])),
+    "an attribution of fewer actions than it has": ("malformed", lambda: changed(attribution(), action_count=1)),
+    "an attribution of an unknown choice": ("malformed", lambda: changed(attribution(), chosen=2)),
+    "an attribution of moods": ("malformed", lambda: changed(attribution(), scores="moods")),
+    "an attribution without a part": ("truncated", lambda: encode(attribution())[:-1]),
+    "an attribution of NaN": ("malformed", lambda: [*encode(attribution())[:4], b"\0\0\xc0\x7f" * 2, *encode(attribution())[5:]]),
     "a boot id without end": ("malformed", lambda: changed(heartbeat(), boot="b" * 65)),
     "a manifest of another boot": ("malformed", lambda: changed(manifest(), boot="b9")),
     "a manifest without a hash": ("malformed", lambda: changed(manifest(), hash=None)),
