@@ -1,6 +1,7 @@
 """Which features a stream is shown in.
 
-1. Dictionaries that were named: all of them, each of which must belong to the model and its tap points.
+1. Dictionaries that were named: all of them, each of which must belong to the model and its tap points. One of other
+   weights is refused unless it is overridden by name; one of a model whose weights are changing is taken and marked stale.
 2. Else every shipped or registered dictionary whose model hash and tap points match the manifest.
 3. Neurons, for every tap point that no chosen dictionary reads.
 """
@@ -9,9 +10,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from enum import IntEnum
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from interlatent_live.analyzer.features import DictionaryFeatures, FeatureSource, NeuronFeatures, use_one_thread
 from interlatent_live.stream.errors import DictionaryMismatch
@@ -20,11 +22,23 @@ from interlatent_live.stream.manifest import Manifest
 if TYPE_CHECKING:  # torch comes with it
     from interlatent_live.analyzer.dictionary import Dictionary
 
-__all__ = ["MAX_NEURONS", "Choice", "choose"]
+__all__ = ["MAX_NEURONS", "Choice", "Mismatch", "Overrides", "choose"]
 
 MAX_NEURONS: Final = 1 << 15
 """Neurons of one tap point; a larger one (a picture's feature maps) is only shown through a dictionary."""
 _LOG = logging.getLogger(__name__)
+Overrides: TypeAlias = Mapping[str, tuple[str, str] | None]
+"""Content hashes of dictionaries that are used although they do not match; with input and output point where named."""
+
+
+class Mismatch(IntEnum):
+    """`sections.mismatch`: how a section's dictionary stands to the stream's weights."""
+
+    NONE = 0
+    OVERRIDDEN = 1
+    """It is of other weights, unknown ones, or another tap point; a person said to use it."""
+    STALE = 2
+    """The stream's weights are changing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +46,8 @@ class Choice:
     """One source of features."""
 
     source: FeatureSource
-    mismatch: bool = False
-    """Whether the dictionary is used although it is not known to belong to this model."""
+    mismatch: Mismatch = Mismatch.NONE
+    """Whether the dictionary is used although it is not known to belong to these weights."""
 
 
 def choose(
@@ -41,22 +55,20 @@ def choose(
     dictionaries: Sequence[Dictionary] | None = None,
     *,
     neurons_only: bool = False,
-    allow_mismatch: bool = False,
+    override: Overrides | None = None,
 ) -> list[Choice]:
     """Sources for the tap points of `manifest`, in their order. `dictionaries` None or empty: those that match.
 
-    Raises DictionaryMismatch for a named dictionary of another model, unless `allow_mismatch`, and for one that cannot
+    Raises DictionaryMismatch for a named dictionary of other weights that is not in `override`, and for one that cannot
     be computed here at all.
     """
     chosen: list[Choice] = []
     read: set[str] = set()
     if not neurons_only:
-        if dictionaries:
-            matched = [(d, _mismatch(d, manifest, allow_mismatch)) for d in dictionaries]
-        else:
-            matched = [(d, False) for d in _registered(manifest)]
-        for dictionary, mismatch in matched:
-            source = DictionaryFeatures(dictionary)
+        for dictionary in dictionaries or _registered(manifest):
+            at = (override or {}).get(dictionary.hash)
+            mismatch = _mismatch(dictionary, manifest, override or {})
+            source = DictionaryFeatures(dictionary, at)
             chosen.append(Choice(source, mismatch))
             read |= {source.point, *source.inputs}
     if chosen:
@@ -82,14 +94,18 @@ def _registered(manifest: Manifest) -> list[Dictionary]:
     return list(best.values())
 
 
-def _mismatch(dictionary: Dictionary, manifest: Manifest, allowed: bool) -> bool:
-    """Whether a named dictionary is used although it is another model's. Raises DictionaryMismatch where it may not."""
+def _mismatch(dictionary: Dictionary, manifest: Manifest, override: Overrides) -> Mismatch:
+    """How a dictionary stands to the stream. Raises DictionaryMismatch where it may not be used."""
     from interlatent_live.analyzer.registry import check
 
-    doubt = check(dictionary, manifest)
-    if doubt is None:
-        return False
-    if not allowed:
-        raise DictionaryMismatch(f"{doubt}; allow the mismatch to use it all the same, or name another dictionary")
-    _LOG.warning("%s; its features are shown as mismatched", doubt)
-    return True
+    at = override.get(dictionary.hash)
+    doubt = check(dictionary, manifest, at)
+    if doubt is not None and doubt.stale:
+        _LOG.warning("%s", doubt.text)
+        return Mismatch.STALE
+    if doubt is not None and dictionary.hash not in override:
+        raise DictionaryMismatch(doubt.text)
+    if doubt is None and at in (None, (dictionary.cfg.input, dictionary.cfg.output)):
+        return Mismatch.NONE
+    _LOG.warning("%r is used by override; its features are marked as mismatched", dictionary.name)
+    return Mismatch.OVERRIDDEN

@@ -103,19 +103,20 @@ def use_one_thread() -> None:
 class DictionaryFeatures:
     """The latents of a frozen dictionary."""
 
-    def __init__(self, dictionary: Dictionary) -> None:
+    def __init__(self, dictionary: Dictionary, at: tuple[str, str] | None = None) -> None:
+        """`at`: input and output tap points, where the stream has other names for them."""
         self.dictionary = dictionary
+        self._input, self._output = at or (dictionary.cfg.input, dictionary.cfg.output)
 
     @property
     def point(self) -> str:
         """The tap point that is explained: the dictionary's output."""
-        return self.dictionary.cfg.output
+        return self._output
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """Input, and output where it is another."""
-        cfg = self.dictionary.cfg
-        return (cfg.input,) if cfg.input == cfg.output else (cfg.input, cfg.output)
+        return (self._input,) if self._input == self._output else (self._input, self._output)
 
     @property
     def hash(self) -> str:
@@ -154,7 +155,7 @@ class DictionaryFeatures:
 
     def encode(self, batch: FrameBatch, manifest: Manifest) -> Encoded | None:
         """Latents of the rows in which the input was captured; errors where the output was as well."""
-        source, target = self.dictionary.cfg.input, self.dictionary.cfg.output
+        source, target = self._input, self._output
         x = activations_of(batch, manifest, source)
         if x is None:
             return None

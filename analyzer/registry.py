@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,22 @@ from interlatent_live.analyzer.store import Store
 from interlatent_live.stream.errors import DictionaryError, DictionaryMismatch
 from interlatent_live.stream.manifest import Manifest
 
-__all__ = ["VARIABLE", "check", "find", "installed", "listing", "match", "shipped"]
+__all__ = ["VARIABLE", "Doubt", "check", "find", "installed", "listing", "match", "shipped"]
 
 log = logging.getLogger(__name__)
 
 SHIPPED = Path(__file__).resolve().parent / "dictionaries"
 VARIABLE = "INTERLATENT_DICTIONARIES"
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """Why a dictionary may say little about a stream, though it can be computed there."""
+
+    text: str
+    """Both values and the remedy."""
+    stale: bool
+    """The stream's weights are changing, so any dictionary falls behind; else it is of other weights, or of unknown ones."""
 
 
 def shipped() -> list[Dictionary]:
@@ -64,38 +75,48 @@ def find(name_or_path: str | Path) -> Dictionary:
 
 
 def match(manifest: Manifest) -> list[Dictionary]:
-    """Those whose model hash and tap points are the stream's, the best reconstruction of each output point first."""
+    """Those whose model hash and tap points are the stream's, the best reconstruction of each output point first.
+
+    Of a stream whose weights are changing, those that are of the weights with which it began.
+    """
     fitting = []
     for dictionary in installed():
+        if not dictionary.cfg.model_hash or dictionary.cfg.model_hash != manifest.weights_hash:
+            continue
         try:
-            note = check(dictionary, manifest)
+            check(dictionary, manifest)
         except DictionaryMismatch:
             continue
-        if note is None:
-            fitting.append(dictionary)
+        fitting.append(dictionary)
     return sorted(fitting, key=lambda d: (d.cfg.output, _fvu(d), d.hash))
 
 
-def check(dictionary: Dictionary, manifest: Manifest) -> str | None:
-    """None where it belongs to the stream; else why its features are doubtful, for the store to mark.
+def check(dictionary: Dictionary, manifest: Manifest, at: tuple[str, str] | None = None) -> Doubt | None:
+    """None where it belongs to the stream; else why its features are doubtful, for a person to override and the store to mark.
 
-    Where it cannot even be computed (a tap point missing or of another width): DictionaryMismatch.
+    Where it cannot even be computed, a tap point missing or of another width: DictionaryMismatch, which no override helps.
+    `at`: input and output tap points to take instead of its own.
     """
-    cfg = dictionary.cfg
+    cfg, name = dictionary.cfg, dictionary.name
     points = {p.name: math.prod(p.shape) for p in manifest.tap_points}
-    for point, width in ((cfg.input, cfg.d_in), (cfg.output, cfg.d_out)):
+    there = ", ".join(f"{point} ({width} wide)" for point, width in points.items()) or "none"
+    for point, width in zip(at or (cfg.input, cfg.output), (cfg.d_in, cfg.d_out), strict=True):
         if point not in points:
-            there = ", ".join(points) or "none"
-            raise DictionaryMismatch(f"{cfg.name!r} needs tap point {point!r}; the stream has {there}: tap it as well")
+            raise DictionaryMismatch(
+                f"{name!r} needs tap point {point!r}, {width} wide; the stream has {there}: tap it as well, or where one of those "
+                f"is the same layer under another name, say so: --override {name}=INPUT,OUTPUT"
+            )
         if points[point] != width:
-            raise DictionaryMismatch(f"{cfg.name!r} expects width {width} at {point!r}; the stream has {points[point]}")
-    if not cfg.model_hash or not manifest.weights_hash:
-        return f"{cfg.name!r} or the stream does not say which weights it is of"
-    if cfg.model_hash != manifest.weights_hash:
-        ours, theirs = cfg.model_hash[:12], manifest.weights_hash[:12]
-        return f"{cfg.name!r} is of the weights {ours}, the stream of {theirs}: train one for these"
+            raise DictionaryMismatch(
+                f"{name!r} expects {width} values at tap point {point!r}; the stream has {points[point]} there: it cannot be computed; "
+                f"name another dictionary, or train one for this layer with: interlatent-live dict train"
+            )
+    ours, theirs = cfg.model_hash[:12] or "weights it does not name", manifest.weights_hash[:12] or "weights it does not name"
     if manifest.weights == "changing":
-        return f"the stream's weights are changing; {cfg.name!r} is of those it began with"
+        return Doubt(f"the stream's weights are changing (it began with {theirs}), and {name!r} is of {ours}: its features are stale", True)
+    if not cfg.model_hash or cfg.model_hash != manifest.weights_hash:
+        remedy = f"name one of these weights, train one with interlatent-live dict train, or use it all the same: --override {name}"
+        return Doubt(f"{name!r} is of {ours}, the stream of {theirs}: {remedy}", False)
     return None
 
 

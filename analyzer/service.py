@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Any, Final
 from interlatent_live.analyzer.accounts import Accounts
 from interlatent_live.analyzer.blobs import pack_columns
 from interlatent_live.analyzer.boots import BootAnalysis
-from interlatent_live.analyzer.choice import choose
+from interlatent_live.analyzer.choice import Overrides, choose
 from interlatent_live.analyzer.features import use_one_thread
 from interlatent_live.analyzer.retention import Retention
 from interlatent_live.analyzer.sections import Section
 from interlatent_live.analyzer.store import Store
 from interlatent_live.analyzer.writes import Writes
-from interlatent_live.stream.errors import StoreFull
+from interlatent_live.stream.errors import DictionaryError, StoreFull
 from interlatent_live.stream.frames import FrameBatch
 from interlatent_live.stream.manifest import Manifest
 from interlatent_live.stream.reading import Recording
@@ -56,7 +56,7 @@ _DTYPES: Final = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
 class Analyzer:
     """Turns messages of one run into rows of its store. For one thread.
 
-    `dictionaries`: see `choice.choose`. `live_since_ns`: monotonic time at which this subscription began; latencies are
+    `dictionaries`, `override`: see `choice.choose`. `live_since_ns`: monotonic time at which this subscription began; latencies are
     measured of frames made after it (a replayed stream has none). None for a recording.
     """
 
@@ -66,7 +66,7 @@ class Analyzer:
         *,
         dictionaries: Sequence[Dictionary] | None = None,
         neurons_only: bool = False,
-        allow_mismatch: bool = False,
+        override: Overrides | None = None,
         live_since_ns: int | None = None,
         retention: Retention | None = None,
     ) -> None:
@@ -81,7 +81,7 @@ class Analyzer:
         self.ended = False
         """Whether the newest boot has said goodbye."""
         self._dictionaries = dictionaries
-        self._neurons_only, self._allow_mismatch = neurons_only, allow_mismatch
+        self._neurons_only, self._override = neurons_only, override
         self._live_since_ns = live_since_ns
         self._writes = Writes()
         self._boot: BootAnalysis | None = None
@@ -187,7 +187,7 @@ class Analyzer:
             return
         if boot.manifest is not manifest:
             chosen = choose(
-                manifest, self._dictionaries, neurons_only=self._neurons_only, allow_mismatch=self._allow_mismatch
+                manifest, self._dictionaries, neurons_only=self._neurons_only, override=self._override
             )
             reason = "manifest" if boot.manifest is not None else "resume" if accounts.resumed else "start"
             boot.close_sections(self._writes)
@@ -263,16 +263,15 @@ def analyze_recording(
     run: str | None = None,
     seconds: float | None = None,
     neurons_only: bool = False,
-    allow_mismatch: bool = False,
+    override: Sequence[str] = (),
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Analyse a recording into a database, up to `seconds` of frame time; the counts of what was done."""
     source = recording if isinstance(recording, Recording) else Recording(recording)
+    loaded, overridden = _load(dictionaries, override)
     _prepare(neurons_only)
     with Store(db, run=run or source.manifest.run) as store:
-        analyzer = Analyzer(
-            store, dictionaries=_load(dictionaries), neurons_only=neurons_only, allow_mismatch=allow_mismatch
-        )
+        analyzer = Analyzer(store, dictionaries=loaded, neurons_only=neurons_only, override=overridden)
         for message in source.messages():
             _patiently(partial(analyzer.feed, message, commit=False), stop)
             if analyzer.pending >= MAX_PENDING:
@@ -291,12 +290,12 @@ def analyze_stream(
     run: str | None = None,
     seconds: float | None = None,
     neurons_only: bool = False,
-    allow_mismatch: bool = False,
+    override: Sequence[str] = (),
     leave_on_bye: bool = True,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Analyse a live stream until its farewell, `seconds` after the first frame, or `stop()`; counts of it."""
-    loaded = _load(dictionaries)
+    loaded, overridden = _load(dictionaries, override)
     _prepare(neurons_only)
     with Store(db, run=run) as store, Subscriber(endpoint, run=run) as subscriber:
         since_ns = time.monotonic_ns()
@@ -304,7 +303,7 @@ def analyze_stream(
             store,
             dictionaries=loaded,
             neurons_only=neurons_only,
-            allow_mismatch=allow_mismatch,
+            override=overridden,
             live_since_ns=since_ns,
         )
         refused: dict[str, int] = {}
@@ -359,12 +358,25 @@ def _over(analyzer: Analyzer, seconds: float | None) -> bool:
     return analyzer.last_ns - analyzer.first_ns >= seconds * 1e9
 
 
-def _load(dictionaries: Sequence[str | Path | Dictionary]) -> list[Dictionary]:
-    if not dictionaries:
-        return []
+def _load(
+    dictionaries: Sequence[str | Path | Dictionary], override: Sequence[str]
+) -> tuple[list[Dictionary], dict[str, tuple[str, str] | None]]:
+    """Those named and those overridden (`NAME` or `NAME=INPUT,OUTPUT`), and what the overrides say by hash."""
+    if not dictionaries and not override:
+        return [], {}
     from interlatent_live.analyzer.registry import find
 
-    return [find(str(d)) if isinstance(d, (str, Path)) else d for d in dictionaries]
+    loaded = {d.hash: d for d in (find(str(d)) if isinstance(d, (str, Path)) else d for d in dictionaries)}
+    overridden: dict[str, tuple[str, str] | None] = {}
+    for entry in override:
+        name, _, points = (entry, "", "") if Path(entry).exists() else entry.partition("=")
+        chosen = next((d for d in loaded.values() if d.name == name), None) or find(name)
+        given = tuple(p.strip() for p in points.split(",")) if points else ()
+        if points and (len(given) > 2 or not all(given)):
+            raise DictionaryError(f"--override {entry}: after '=' stand the input and the output tap point, as in {name}=2:in,2:out")
+        loaded.setdefault(chosen.hash, chosen)
+        overridden[chosen.hash] = (given[0], given[-1]) if given else None
+    return list(loaded.values()), overridden
 
 
 def _prepare(neurons_only: bool) -> None:

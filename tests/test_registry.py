@@ -66,13 +66,35 @@ def test_matched_by_weights_and_tap_points_best_first(place: Path) -> None:
 def test_what_does_not_fit_is_named() -> None:
     made = dictionary()
     assert registry.check(made, manifest()) is None
-    assert "w2" in (registry.check(made, manifest("w2")) or "")
-    assert "changing" in (registry.check(made, manifest(weights="changing")) or "")
-    assert "which weights" in (registry.check(made, manifest("")) or "")
-    with pytest.raises(DictionaryMismatch, match="width 6"):
+    other = registry.check(made, manifest("w2"))
+    assert other is not None
+    assert not other.stale
+    assert all(part in other.text for part in ("'mine' is of w1", "the stream of w2", "--override mine"))
+    for weights in ("w1", "w2"):
+        changing = registry.check(made, manifest(weights, "changing"))
+        assert changing is not None
+        assert changing.stale
+        assert f"began with {weights}" in changing.text
+    unknown = registry.check(made, manifest(""))
+    assert unknown is not None
+    assert "does not name" in unknown.text
+
+
+def test_what_cannot_be_computed_is_refused_with_both_values_and_the_remedy() -> None:
+    made = dictionary()
+    with pytest.raises(DictionaryMismatch, match=r"expects 6 values at tap point '1:out'; the stream has 5 there"):
         registry.check(made, manifest(shape=(5,)))
-    with pytest.raises(DictionaryMismatch, match="tap it"):
+    with pytest.raises(DictionaryMismatch, match=r"needs tap point '1:out', 6 wide; the stream has none: tap it as well"):
         registry.check(made, Manifest("r", "b", 0, 0))
+    with pytest.raises(DictionaryMismatch, match=r"the stream has 1:out \(6 wide\), 3:out \(4 wide\).*--override mine=INPUT,OUTPUT"):
+        registry.check(made, manifest(), ("2:in", "3:out"))
+
+
+def test_a_stream_whose_weights_change_is_matched_by_those_it_began_with(place: Path) -> None:
+    dictionary().save(place / "a")
+    assert [d.name for d in registry.match(manifest("w1", "changing"))] == ["mine"]
+    assert registry.match(manifest("w2", "changing")) == []
+    assert registry.match(manifest("")) == []
 
 
 def test_a_damaged_one_is_logged_and_left_out(place: Path, caplog: pytest.LogCaptureFixture) -> None:

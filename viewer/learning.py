@@ -7,6 +7,7 @@ from typing import Final
 
 from interlatent_live.analyzer.records import DictionaryRow, Quality, Section
 from interlatent_live.stream.manifest import Manifest
+from interlatent_live.viewer.text import plain
 
 __all__ = ["VERSIONS", "Learning", "stale_reason"]
 
@@ -47,4 +48,9 @@ def stale_reason(manifest: Manifest | None, section: Section | None, dictionary:
         return ""
     if manifest.weights == "changing":
         return "stale: the weights are changing, and the card was measured on others"
-    return "stale: the dictionary was made for other weights" if section.mismatch else ""
+    if not section.mismatch:
+        return ""
+    ours, theirs = str(dictionary.cfg.get("model_hash") or ""), manifest.weights_hash
+    known = f"weights {ours[:12]}" if ours else "weights it does not name"
+    where = "" if ours != theirs else f"; it was trained at {dictionary.cfg.get('output')}"
+    return plain(f"used by override: {dictionary.name} is of {known}, the agent has {theirs[:12] or 'unknown ones'}{where}", 160)

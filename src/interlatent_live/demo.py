@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import time
 import webbrowser
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ class Demo:
     port: int = 0
     record: Path | None = None
     db: Path | None = None
+    analysis: Sequence[str] = ()
+    """More arguments of the analyzer."""
     open_browser: bool = False
     say: Callable[[str], None] = lambda line: None
 
@@ -53,7 +55,8 @@ class Demo:
             self.say(f"{DEFAULT_ENDPOINT} is taken; this demo streams on {endpoint}")
         db = str(self.db)
         self.viewer = Child("viewer", ["view", "--db", db, "--port", str(self.port), "--json"], on_line=self._page_is_up)
-        self.analyzer = Child("analyzer", ["analyze", "--connect", endpoint, "--db", db, "--run", self.agent, "--json"])
+        analyze = ["analyze", "--connect", endpoint, "--db", db, "--run", self.agent, "--json", *self.analysis]
+        self.analyzer = Child("analyzer", analyze)
         self.explainer = Child("explainer", ["explain", "--db", db, "--live", "--json"], on_line=self._narrate)
         arguments = ["run", self.agent, "--bind", endpoint, "--record", str(self.record), "--wait", "60", "--pictures", "--json"]
         if self.seconds is not None:

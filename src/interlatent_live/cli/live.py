@@ -23,6 +23,14 @@ REPLAY_LINGER_S: Final = 30.0
 EXAMPLE: Final = Path(__file__).parents[1] / "examples" / "cartpole.mcap"
 """A recording that ships with the package."""
 Connect = Annotated[str, typer.Option(help="Where the agent publishes.")]
+Named = Annotated[
+    list[str] | None,
+    typer.Option("--dictionary", help="Path or name of a dictionary; may be repeated. Default: what matches, else neurons."),
+]
+Override = Annotated[
+    list[str] | None,
+    typer.Option(help="Use this dictionary though it is of other weights; rows are marked. NAME=INPUT,OUTPUT: at these tap points."),
+]
 
 
 @app.command()
@@ -32,6 +40,8 @@ def demo(
     port: Annotated[int, typer.Option(help="Port of the page; 0 takes a free one.")] = DEFAULT_PORT,
     record: Annotated[Path | None, typer.Option(help="Where to record; default: a new folder below runs/.")] = None,
     db: Annotated[Path | None, typer.Option(help="Where the analysis goes; default: a new folder below runs/.")] = None,
+    dictionary: Named = None,
+    override: Override = None,
     report: Annotated[Path | None, typer.Option(help="Write the report as JSON.")] = None,
     open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = True,
     as_json: AsJson = False,
@@ -46,7 +56,10 @@ def demo(
 
     agent_named(agent)
     folder = Path() if record and db else run_directory(agent)
-    play = Demo(agent, folder, seconds, port, record, db, open_browser=open_page, say=lambda line: err.print(plain(line), soft_wrap=True))
+    play = Demo(
+        agent, folder, seconds, port, record, db, analysis=_named(dictionary, override), open_browser=open_page,
+        say=lambda line: err.print(plain(line), soft_wrap=True),
+    )  # fmt: skip
     if not as_json:
         err.print(f"Starting {agent}; recording to {play.record}, analysis in {play.db}. Ctrl-C ends.", soft_wrap=True)
     result = play.run(Stop())
@@ -111,15 +124,11 @@ def analyze(
     db: Annotated[Path, typer.Option(help="The database to write.")],
     connect: Annotated[str | None, typer.Option(help="Analyse a live stream.")] = None,
     recording: Annotated[Path | None, typer.Option(help="Analyse a recording.")] = None,
-    dictionary: Annotated[
-        list[str] | None, typer.Option(help="Path or name of a dictionary; may be repeated. Default: the one that matches, else neurons.")
-    ] = None,
+    dictionary: Named = None,
     run_name: Annotated[str | None, typer.Option("--run", help="Analyse this run only; default: the first that appears.")] = None,
     seconds: Annotated[float | None, typer.Option(help="End after so many seconds from the first frame.")] = None,
     neurons: Annotated[bool, typer.Option("--neurons", help="Take the neurons as features, whatever dictionary matches.")] = False,
-    allow_mismatch: Annotated[
-        bool, typer.Option("--allow-mismatch", help="Use --dictionary although it is of other weights; every row is marked.")
-    ] = False,
+    override: Override = None,
     stay: Annotated[bool, typer.Option("--stay", help="Stay after the agent's farewell, for its next start.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -138,7 +147,7 @@ def analyze(
         "run": run_name,
         "seconds": seconds,
         "neurons_only": neurons,
-        "allow_mismatch": allow_mismatch,
+        "override": override or (),
         "stop": stop,
     }
     if recording is not None:
@@ -171,6 +180,8 @@ def watch(
     source: Annotated[str, typer.Argument(help="An endpoint (tcp://…) or a recording.")] = DEFAULT_ENDPOINT,
     example: Annotated[bool, typer.Option("--example", help="Show the recording that ships with the package; no agent is needed.")] = False,
     db: Annotated[Path | None, typer.Option(help="Where the analysis goes; default: a new folder below runs/.")] = None,
+    dictionary: Named = None,
+    override: Override = None,
     run_name: Annotated[str | None, typer.Option("--run", help="Watch this run only; default: the first that appears.")] = None,
     port: Annotated[int, typer.Option(help="Port of the page; 0 takes a free one.")] = DEFAULT_PORT,
     open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = False,
@@ -195,7 +206,12 @@ def watch(
         print_line({"url": url, "db": str(goes_to)}, as_json, f"the page is at {url}; the analysis goes to {goes_to}")
 
     door = ["--connect", source, "--stay"] if live else ["--recording", source]
-    _serve(goes_to, port, open_page, ready, [*door, *(["--run", run_name] if run_name else [])])
+    _serve(goes_to, port, open_page, ready, [*door, *(["--run", run_name] if run_name else []), *_named(dictionary, override)])
+
+
+def _named(dictionary: list[str] | None, override: list[str] | None) -> list[str]:
+    """The same options for the analyzer's process."""
+    return [word for d in dictionary or () for word in ("--dictionary", d)] + [word for o in override or () for word in ("--override", o)]
 
 
 def _serve(db: Path, port: int, open_page: bool, ready: Callable[[str], None], analyze: list[str] | None) -> None:
