@@ -23,7 +23,7 @@ import torch
 from interlatent_live.analyzer.dictionary import Dictionary
 from interlatent_live.stream.errors import DictionaryError
 
-__all__ = ["Edit", "Operation", "edited", "feature_values"]
+__all__ = ["Edit", "Operation", "after_edit", "edited", "feature_values"]
 
 Operation: TypeAlias = Literal["ablate", "scale", "clamp", "add"]
 OPERATIONS: Final[tuple[Operation, ...]] = get_args(Operation)
@@ -82,7 +82,7 @@ def edited(dictionary: Dictionary, edits: Sequence[Edit], x: torch.Tensor, y: to
         for edit in edits:
             if edit.feature is not None:
                 column = names.index(edit.feature)
-                after[:, column] = _after(edit, after[:, column])
+                after[:, column] = after_edit(edit, after[:, column])
         delta = after - before
         if bool(delta.any()):
             moved = delta.any(dim=1, keepdim=True)
@@ -94,7 +94,8 @@ def edited(dictionary: Dictionary, edits: Sequence[Edit], x: torch.Tensor, y: to
     return result
 
 
-def _after(edit: Edit, f: torch.Tensor) -> torch.Tensor:
+def after_edit(edit: Edit, f: torch.Tensor) -> torch.Tensor:
+    """Values of the edited feature, from its values f."""
     if edit.operation == "ablate":
         return torch.zeros_like(f)
     if edit.operation == "scale":

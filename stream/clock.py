@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from interlatent_live.stream.frames import FrameBatch
-from interlatent_live.stream.wire import Attribution, Heartbeat, Message, Picture, Scalars
+from interlatent_live.stream.wire import Attribution, Effects, Heartbeat, Intervention, Message, Picture, Scalars
 
 __all__ = ["FrameClock", "stamp_ns"]
 
@@ -12,9 +12,9 @@ def stamp_ns(message: Message) -> int | None:
     """The monotonic clock of a message's first row, ns; None for what has none (manifests and signals)."""
     if isinstance(message, FrameBatch):
         return int(message.columns["monotonic_ns"][0])
-    if isinstance(message, (Attribution, Heartbeat, Picture)):
+    if isinstance(message, (Attribution, Heartbeat, Intervention, Picture)):
         return message.monotonic_ns
-    return message.monotonic_ns[0] if isinstance(message, Scalars) else None
+    return message.monotonic_ns[0] if isinstance(message, (Scalars, Effects)) else None
 
 
 class FrameClock:

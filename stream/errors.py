@@ -14,6 +14,7 @@
     │   └── RecordingDamaged      unreadable, or its tail is missing
     ├── TapError                  a tap that cannot be built
     │   └── UnknownTapPoint       carries close names
+    ├── SteeringError             an intervention that is refused; `.reason` is the counter it falls under
     ├── DictionaryError           an artifact that is not what it claims
     │   └── DictionaryMismatch    another model's, or another tap point's
     ├── StoreError
@@ -48,6 +49,7 @@ __all__ = [
     "RecordingDamaged",
     "RecordingError",
     "RecordingExists",
+    "SteeringError",
     "StoreError",
     "StoreFull",
     "TapError",
@@ -123,6 +125,15 @@ class TapError(InterlatentError):
 
 class UnknownTapPoint(TapError):
     """No module of that name; the message lists close ones."""
+
+
+class SteeringError(InterlatentError):
+    """An intervention, or a request about one, that is refused."""
+
+    def __init__(self, message: str, *, reason: str = "refused") -> None:
+        super().__init__(message)
+        self.reason = reason
+        """One of `stream.control.REASONS`."""
 
 
 class DictionaryError(InterlatentError):

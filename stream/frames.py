@@ -34,9 +34,10 @@ BASE_COLUMNS: Mapping[str, str] = {
 }
 """Row columns that every batch has, with their wire dtype."""
 
-OPTIONAL_COLUMNS: tuple[str, ...] = ("observation", "metrics", "action", "reward", "terminated", "truncated")
+OPTIONAL_COLUMNS: tuple[str, ...] = ("observation", "metrics", "action", "reward", "terminated", "truncated", "intervention")
 """observation (n, k) float32; metrics (n, m) float64, NaN where unknown; action (n, a); reward (n,) float64, NaN where
-unknown; terminated, truncated (n,) bool."""
+unknown; terminated, truncated (n,) bool; intervention (n, m) int32, numbers of the interventions that acted
+on the frame, then -1."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -17,12 +17,13 @@ import msgpack
 
 from interlatent_live.stream.errors import MalformedMessage
 
-__all__ = ["ActionSpec", "Manifest", "MetricSpec", "TapPointSpec", "check_run"]
+__all__ = ["ActionSpec", "ControlSpec", "Manifest", "MetricSpec", "TapPointSpec", "check_run"]
 
 MetricScope = Literal["observation", "transition"]
 _MAX_COUNT: Final = 1 << 62
 _MAX_SIZE: Final = 1 << 31
 _MAX_NDIM: Final = 16
+_MAX_TEXT: Final = 4096
 _RUN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -71,6 +72,19 @@ class ActionSpec:
     """Names of the choices (discrete) or of the components (continuous); may be empty."""
 
 
+@dataclass(frozen=True, slots=True)
+class ControlSpec:
+    """Where requests to steer are taken."""
+
+    endpoint: str
+    steerable: bool = False
+    """False: every request is answered 'not allowed'."""
+    token_file: str = ""
+    """File on the agent's host, mode 0600, that holds the token which every request needs."""
+    server_key: str = ""
+    """CURVE public key (Z85) of an endpoint beyond the loopback; '' on the loopback."""
+
+
 @dataclass(frozen=True)
 class Manifest:
     """One process's stream."""
@@ -99,6 +113,8 @@ class Manifest:
     """SHA-256 of names, dtypes, shapes and bytes of the parameters and buffers when the tap was opened."""
     software: Mapping[str, str] = field(default_factory=dict)
     """Package name to version."""
+    control: ControlSpec | None = None
+    """None: no requests are taken."""
 
     def __post_init__(self) -> None:
         check_run(self.run)
@@ -108,7 +124,10 @@ class Manifest:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for msgpack or JSON."""
-        return asdict(self)
+        plain = asdict(self)
+        if self.control is None:  # as it was before there was any, so that the hash is too
+            del plain["control"]
+        return plain
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Manifest:
@@ -145,6 +164,7 @@ class Manifest:
                 weights=_one_of(data.get("weights"), ("frozen", "none"), "changing"),
                 weights_hash=str(data.get("weights_hash", "")),
                 software={str(k): str(v) for k, v in dict(data.get("software", {})).items()},
+                control=_control(data.get("control")),
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise MalformedMessage(f"manifest cannot be read: {type(error).__name__}: {error}") from error
@@ -189,6 +209,17 @@ def _shape(sizes: Any) -> tuple[int, ...]:
 def _metric(data: Mapping[str, Any]) -> MetricSpec:
     scope: MetricScope = _one_of(data.get("scope"), ("observation",), "transition")
     return MetricSpec(str(data["name"]), str(data.get("unit", "")), scope, str(data.get("description", "")))
+
+
+def _control(data: Any) -> ControlSpec | None:
+    if data is None:
+        return None
+    return ControlSpec(
+        str(data["endpoint"])[:_MAX_TEXT],
+        data.get("steerable") is True,
+        str(data.get("token_file", ""))[:_MAX_TEXT],
+        str(data.get("server_key", ""))[:_MAX_TEXT],
+    )
 
 
 def _one_of(value: Any, known: tuple[Any, ...], otherwise: Any) -> Any:

@@ -73,6 +73,38 @@ _SCHEMAS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
             "properties": {"run": {"type": "string"}, "boot": {"type": "string"}, "seq": _INTEGER, "env": _INTEGER},
         },
     ),
+    "intervention": (
+        "interlatent.Intervention",
+        {
+            "type": "object",
+            "description": "the start or end of an intervention, see docs/steering.md",
+            "properties": {"run": {"type": "string"}, "boot": {"type": "string"}, "seq": _INTEGER, "number": _INTEGER},
+        },
+    ),
+    "effects": (
+        "interlatent.Effects",
+        {
+            "type": "object",
+            "description": "value[i]: the effect on the action of intervention number[i] at frame[i]; see docs/wire.md",
+            "properties": {"run": {"type": "string"}, "boot": {"type": "string"}, "seq": _INTEGER},
+        },
+    ),
+    "prompt": (
+        "interlatent.Prompt",
+        {
+            "type": "object",
+            "description": "a sequence that a language model ran: its text and labels; see docs/wire.md",
+            "properties": {"run": {"type": "string"}, "boot": {"type": "string"}, "prompt": _INTEGER, "text": {"type": "string"}},
+        },
+    ),
+    "vocabulary": (
+        "interlatent.Vocabulary",
+        {
+            "type": "object",
+            "description": "texts[i]: the text of token tokens[i], as bytes; see docs/wire.md",
+            "properties": {"run": {"type": "string"}, "boot": {"type": "string"}},
+        },
+    ),
     "signals": (
         "interlatent.Signals",
         {

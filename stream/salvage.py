@@ -45,6 +45,11 @@ _CHUNK: Final = struct.Struct("<QQQII4sQ")  # start, end, unpacked size, CRC, le
 _NAME: Final = b"\x04\x00\x00\x00zstd"
 _NAME_AT: Final = _RECORD.size + 28
 _MAX_RECORD: Final = 1 << 30
+_KEYS: Final = (
+    ("rows", "frames"), ("hash", "manifest"), ("scores", "attribution"), ("names", "scalars"), ("event", "intervention"),
+    ("factor", "effects"), ("produced", "heartbeat"),
+)  # fmt: skip
+"""A key that only messages of that kind have."""
 
 
 @dataclass(slots=True)
@@ -278,7 +283,7 @@ def _recognised(data: bytes, run: str) -> ChannelInfo:
         keys = msgpack.unpackb(data, raw=False, strict_map_key=True, max_ext_len=0)
     except (ValueError, TypeError, AttributeError, msgpack.UnpackException) as error:
         raise MalformedMessage(f"neither JSON nor msgpack: {error}") from error
-    for key, kind in (("rows", "frames"), ("hash", "manifest"), ("scores", "attribution"), ("names", "scalars"), ("produced", "heartbeat")):
+    for key, kind in _KEYS:
         if isinstance(keys, dict) and key in keys:
             return ChannelInfo(f"/{kind}", "msgpack", run)
     raise MalformedMessage("a message of an unknown kind")

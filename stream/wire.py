@@ -25,9 +25,14 @@ from interlatent_live.stream.errors import (
     UnsupportedVersion,
 )
 from interlatent_live.stream.frames import BASE_COLUMNS, FrameBatch
+from interlatent_live.stream.intervention import Effects, Intervention
 from interlatent_live.stream.manifest import Manifest, check_run
+from interlatent_live.stream.prompt import Prompt, Vocabulary
 
-__all__ = ["VERSION", "Attribution", "Bye", "Heartbeat", "Message", "Picture", "Scalars", "Signals", "decode", "encode", "topic"]
+__all__ = [
+    "VERSION", "Attribution", "Bye", "Effects", "Heartbeat", "Intervention", "Message", "Picture", "Scalars", "Signals", "decode", "encode",
+    "topic",
+]  # fmt: skip
 
 VERSION: Final = 1
 MAX_HEADER_BYTES: Final = 1 << 20
@@ -54,6 +59,14 @@ _COLUMNS: Final[Mapping[str, tuple[str, tuple[int, ...]]]] = {
     "reward": ("<f8", (1,)),
     "terminated": ("|b1", (1,)),
     "truncated": ("|b1", (1,)),
+    "prompt": ("<i4", (1,)),
+    "position": ("<i4", (1,)),
+    "token": ("<i4", (1,)),
+    "special": ("|b1", (1,)),
+    "generated": ("|b1", (1,)),
+    "next_tokens": ("<i4", (2,)),
+    "next_probs": ("<f4", (2,)),
+    "intervention": ("<i4", (2,)),
 }
 """Wire dtype ('': any) and allowed numbers of dimensions of each row column."""
 _SCALAR_CLOCKS: Final = ("step", "monotonic_ns", "wall_ns", "policy_version")
@@ -134,7 +147,7 @@ class Scalars:
         return len(self.step)
 
 
-Message: TypeAlias = Manifest | FrameBatch | Heartbeat | Bye | Picture | Scalars | Signals | Attribution
+Message: TypeAlias = Manifest | FrameBatch | Heartbeat | Bye | Picture | Scalars | Signals | Attribution | Intervention | Effects | Prompt | Vocabulary
 
 
 def topic(run: str, kind: str = "") -> bytes:
@@ -195,6 +208,12 @@ def pack(message: Message) -> tuple[str, dict[str, Any], int, list[bytes]]:
             "values": [[float(value) for value in row] for row in message.values],
         }
         return "scalars", header, message.wall_ns[-1], []
+    if isinstance(message, Prompt | Vocabulary):
+        return type(message).__name__.lower(), base | message.header(), message.wall_ns, []
+    if isinstance(message, Intervention):
+        return "intervention", base | message.header(), message.wall_ns, []
+    if isinstance(message, Effects):
+        return "effects", base | message.header(), message.wall_ns[-1], []
     if isinstance(message, Attribution):
         message.checked()
         return "attribution", base | message.header(), message.wall_ns, [array.tobytes() for array in message.arrays().values()]
@@ -317,10 +336,19 @@ def unpack(kind: str, run: str, header: Mapping[str, Any], buffers: Sequence[byt
         )
     if kind == "scalars":
         return _scalars(run, boot, header)
+    if kind == "prompt":
+        return Prompt.read(run, boot, {name: _count(header, name) for name in ("prompt", "env", "episode", "wall_ns", "tokens")}, header)
+    if kind == "vocabulary":
+        return Vocabulary.read(run, boot, _count(header, "wall_ns"), header)
+    if kind == "intervention":
+        return Intervention.read(run, boot, header, _count)
+    if kind == "effects":
+        return Effects.read(run, boot, header, _count)
     if kind == "attribution":
         return _attribution(run, boot, header, buffers)
     raise MalformedMessage(
-        f"unknown kind {kind!r}; this build knows frames, manifest, heartbeat, bye, picture, scalars, attribution and signals"
+        f"unknown kind {kind!r}; this build knows frames, manifest, heartbeat, bye, picture, scalars, attribution, intervention, "
+        "effects and signals"
     )
 
 
