@@ -27,6 +27,7 @@ ATTACHMENT: Final = "interlatent-index"
 KINDS: Final[Mapping[str, int]] = {
     "FrameBatch": 1, "Manifest": 2, "Heartbeat": 4, "Bye": 8, "Picture": 16, "Scalars": 32, "Signals": 64, "Attribution": 128,
     "Intervention": 256, "Effects": 512,
+    "Prompt": 1024, "Vocabulary": 2048,
 }  # fmt: skip
 """Bit of each kind of message in `kinds`."""
 _FIELDS: Final = (

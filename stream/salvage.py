@@ -47,7 +47,7 @@ _NAME_AT: Final = _RECORD.size + 28
 _MAX_RECORD: Final = 1 << 30
 _KEYS: Final = (
     ("rows", "frames"), ("hash", "manifest"), ("scores", "attribution"), ("names", "scalars"), ("event", "intervention"),
-    ("factor", "effects"), ("produced", "heartbeat"),
+    ("factor", "effects"), ("labels", "prompt"), ("texts", "vocabulary"), ("produced", "heartbeat"),
 )  # fmt: skip
 """A key that only messages of that kind have."""
 

@@ -147,7 +147,9 @@ class Scalars:
         return len(self.step)
 
 
-Message: TypeAlias = Manifest | FrameBatch | Heartbeat | Bye | Picture | Scalars | Signals | Attribution | Intervention | Effects | Prompt | Vocabulary
+Message: TypeAlias = (
+    Manifest | FrameBatch | Heartbeat | Bye | Picture | Scalars | Signals | Attribution | Intervention | Effects | Prompt | Vocabulary
+)
 
 
 def topic(run: str, kind: str = "") -> bytes:
