@@ -86,7 +86,7 @@ env.close()
 
 def test_a_wrong_name_lists_the_right_ones() -> None:
     assert agent_named("cartpole") is AGENTS["cartpole"]
-    there_are = "there are: cartpole, g1, humanoid, lunarlander, mspacman"
+    there_are = "there are: cartpole, cartpole-reinforce, g1, humanoid, lunarlander, mspacman"
     with pytest.raises(AgentError, match=rf"'cartpol' \(did you mean 'cartpole'\?\); {there_are}"):
         agent_named("cartpol")
 

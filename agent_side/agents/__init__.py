@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from interlatent_live.agent_side.agents.cartpole import CARTPOLE
+from interlatent_live.agent_side.agents.cartpole_reinforce import CARTPOLE_REINFORCE
 from interlatent_live.agent_side.agents.g1 import G1
 from interlatent_live.agent_side.agents.humanoid import HUMANOID
 from interlatent_live.agent_side.agents.lunarlander import LUNARLANDER
@@ -17,7 +18,7 @@ from interlatent_live.stream.errors import AgentError
 __all__ = ["AGENTS", "ReferenceAgent", "agent_named"]
 
 AGENTS: Mapping[str, ReferenceAgent] = MappingProxyType(
-    {agent.name: agent for agent in (CARTPOLE, G1, HUMANOID, LUNARLANDER, MSPACMAN)}
+    {agent.name: agent for agent in (CARTPOLE, CARTPOLE_REINFORCE, G1, HUMANOID, LUNARLANDER, MSPACMAN)}
 )
 """By name."""
 

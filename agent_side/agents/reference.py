@@ -6,7 +6,7 @@ with the remedy where a package is missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -17,8 +17,11 @@ from interlatent_live.stream.errors import AgentError
 
 if TYPE_CHECKING:
     import gymnasium
+    import numpy as np
     import numpy.typing as npt
     from torch import Tensor, nn
+
+    from interlatent_live.agent_side.agents.cartpole_batch import CartPoleBatch
 
 __all__ = ["Actor", "MakeEnv", "ReferenceAgent", "episode_returns", "load_weights", "require"]
 
@@ -73,6 +76,13 @@ class ReferenceAgent:
     """(environment, about to move) to the metrics that have no source, by name; see `watch`."""
     make_actor: Callable[[], Actor] | None = None
     """What acts where the policy is no torch module; the tap is handed its activations with every step."""
+    make_critic: Callable[[], nn.Module] | None = None
+    """The value of what is seen, (n, 1): a module with the policy's own tap points. None where no critic shares them or ships."""
+    sample: Callable[[Any, npt.NDArray[Any], npt.NDArray[np.float64]], npt.NDArray[np.int64]] | None = None
+    """(policy, (n, …) observations, (n,) uniform numbers below 1) to the n actions that those numbers draw from the policy's
+    distribution; None where actions are not drawn. `act` draws by a number that it makes of the observation."""
+    make_batch: Callable[[Sequence[int]], CartPoleBatch] | None = None
+    """Episodes side by side, one for each seed, the same as `make_env` gives one by one; None where there is no such thing."""
 
 
 def require(agent: str, *modules: str, extra: str = "agents") -> None:
@@ -117,7 +127,7 @@ def load_weights(agent: str, path: Path, like: Mapping[str, Tensor]) -> dict[str
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    remedy = f"reinstall, or train it anew with: python -m interlatent_live.agent_side.agents.train_{agent}"
+    remedy = f"reinstall, or train it anew with: python -m interlatent_live.agent_side.agents.train_{agent.replace('-', '_')}"
     try:
         found = load_file(path)
     except (OSError, RuntimeError, SafetensorError) as error:

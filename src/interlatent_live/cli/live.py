@@ -35,7 +35,7 @@ Override = Annotated[
 
 @app.command()
 def demo(
-    agent: Annotated[str, typer.Option(help="A reference agent: cartpole, lunarlander, mspacman, humanoid or g1.")] = "cartpole",
+    agent: Annotated[str, typer.Option(help="A reference agent: cartpole, cartpole-reinforce, lunarlander, mspacman, humanoid or g1.")] = "cartpole",
     seconds: Annotated[float | None, typer.Option(help="End after so many seconds from the first step; else Ctrl-C ends.")] = None,
     port: Annotated[int, typer.Option(help="Port of the page; 0 takes a free one.")] = DEFAULT_PORT,
     record: Annotated[Path | None, typer.Option(help="Where to record; default: a new folder below runs/.")] = None,
@@ -74,7 +74,7 @@ def demo(
 
 @app.command()
 def run(
-    name: Annotated[str, typer.Argument(help="A reference agent: cartpole, lunarlander, mspacman, humanoid or g1.")],
+    name: Annotated[str, typer.Argument(help="A reference agent: cartpole, cartpole-reinforce, lunarlander, mspacman, humanoid or g1.")],
     bind: Annotated[str, typer.Option(help="Where to publish.")] = DEFAULT_ENDPOINT,
     seconds: Annotated[float | None, typer.Option(help="End after so many seconds from the first step.")] = None,
     episodes: Annotated[int | None, typer.Option(help="End after so many episodes.")] = None,
@@ -129,6 +129,10 @@ def analyze(
     seconds: Annotated[float | None, typer.Option(help="End after so many seconds from the first frame.")] = None,
     neurons: Annotated[bool, typer.Option("--neurons", help="Take the neurons as features, whatever dictionary matches.")] = False,
     override: Override = None,
+    clips: Annotated[
+        bool | None,
+        typer.Option("--clips/--no-clips", help="Save the 30 s before an alarm as a recording beside the database. Default: of a stream."),
+    ] = None,
     stay: Annotated[bool, typer.Option("--stay", help="Stay after the agent's farewell, for its next start.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -148,6 +152,7 @@ def analyze(
         "seconds": seconds,
         "neurons_only": neurons,
         "override": override or (),
+        "clips": connect is not None if clips is None else clips,
         "stop": stop,
     }
     if recording is not None:
