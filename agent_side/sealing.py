@@ -25,6 +25,9 @@ from interlatent_live.stream.wire import MAX_OBSERVATION
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from interlatent_live.agent_side.attribution import Attributor
+    from interlatent_live.agent_side.steering import Steering
+
 __all__ = ["Sealer"]
 
 _LOG = logging.getLogger(__name__)
@@ -71,7 +74,9 @@ class Sealer:
         "_stamp_ns",
         "_stamps_back",
         "_step_failures",
+        "_steering",
         "_steps",
+        "_why",
         "policy_version",
         "run",
     )  # fmt: skip
@@ -88,6 +93,10 @@ class Sealer:
         self._named = bool(metrics)
         self._queue: deque[Row] = deque()
         self._queue_bytes = queue_bytes
+        self._why: Attributor | None = None
+        """Explains some of the actions."""
+        self._steering: Steering | None = None
+        """Interventions, where they are allowed."""
         self._sealing = False
         self._observation_dtype: Any = None
         self._steps = self._frames = self._episode = self._begin = 0
@@ -146,6 +155,7 @@ class Sealer:
         began = perf_counter_ns() if gate else 0
         step = self._steps
         self._steps = step + 1
+        asked = None
         try:
             if activations is not None:
                 self._take(activations)
@@ -184,6 +194,7 @@ class Sealer:
                     stamp = self._stamped(stamp_ns, clock)
                 queue = self._queue
                 seq = self._frames
+                steering = self._steering
                 queue.append(
                     (
                         seq,
@@ -204,10 +215,16 @@ class Sealer:
                         age,
                         self.policy_version,
                         stamp,
+                        None if steering is None or steering.force is None else steering.take(),
                         counted,
                     )
                 )
                 self._frames = seq + frames
+                if steering is not None and (steering.wanted is not None or steering.force is not None):
+                    self._steer(steering, (observation, action, reward, terminated, truncated, evaluated, metrics))
+                why = self._why
+                if why is not None and clock >= why.due_ns:
+                    asked = seq, step, clock, clock if stamp is None else stamp, kept, action, counted
                 if len(queue) > self._limit:
                     self._drop()
                 if image is not None and (counted is None or counted[0]):
@@ -223,6 +240,8 @@ class Sealer:
             gate.clear()
         elif not step % _SAMPLE:
             gate.append(1)
+        if asked is not None and self._why is not None:
+            self._why.consider(*asked)  # budgeted, and measured apart
 
     def new_episode(self, mask: npt.NDArray[np.bool_] | None = None) -> None:
         """An episode begins though none was reported as ended: a reset in mid-episode. `mask`: (num_envs,) which
@@ -276,6 +295,14 @@ class Sealer:
                 "as int(seconds * 1e9); the time since the last stamp is counted by this host's clock"
             )
         return clock + self._ahead_ns if self._stamp_ns >= 0 else None
+
+    def _steer(self, steering: Steering, given: tuple[Any, ...]) -> None:
+        """Tell steering of the frame that was just sealed."""
+        names = ("observation", "action", "reward", "terminated", "truncated", "evaluated", "metrics")
+        several = self._several
+        episode, begin = (self._episodes, self._begins) if several else (self._episode, self._begin)
+        shared = {"episode": episode, "episode_step": self._steps - 1 - begin, "several": several, "batched": self._batched}
+        steering.seal(dict(zip(names, given, strict=True)) | shared)
 
     def _unsealed(self) -> None:
         """Called for a step that is not sealed."""

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 import numpy as np
 
+from interlatent_live.agent_side.attribution import Attributor, Why
 from interlatent_live.agent_side.capture import Capture, Chosen
 from interlatent_live.agent_side.hooks import dispatch_ns
 from interlatent_live.agent_side.introduction import introduce
@@ -40,6 +41,7 @@ from interlatent_live.stream.manifest import ActionSpec, Manifest, check_run
 from interlatent_live.stream.publisher import Publisher
 from interlatent_live.stream.recording import Recorder
 from interlatent_live.stream.sender import Sender
+from interlatent_live.stream.wire import Message
 
 if TYPE_CHECKING:
     from torch import nn
@@ -85,6 +87,7 @@ class Tap(Sealer):
         action_names: Sequence[str] = (),
         step_period_s: float | None = None,
         send_period_s: float = 0.010,
+        why: Why | None = None,
     ) -> None:
         """Nothing is opened yet: that is `with`, or `open()`.
 
@@ -135,6 +138,9 @@ class Tap(Sealer):
         self._pauses = 0
         self._dispatch_ns = 0
         self._speed = (0, 0)
+        if why is not None and model is None:
+            raise TapError("why=… explains a torch policy, and this tap has no model")
+        self._explains = None if why is None else Attributor(why, name, self.boot, self._capture, self._say)
 
     def __enter__(self) -> Tap:
         self.open()
@@ -152,6 +158,9 @@ class Tap(Sealer):
             raise TapError("view=True needs the whole package: take Tap from interlatent_live")
         if self._view and not self.endpoint:
             raise TapError("view=True needs an endpoint, and endpoint is ''; leave it out for the default")
+        first = introduce(self.run, self.boot, self._model, self._weights)
+        if self._explains is not None and self._model is not None:  # what does not fit is said before anything is opened
+            self._explains.begin(self._model, self._weights, first.weights_hash, self._stacked)
         publisher = Publisher(self.endpoint) if self.endpoint else None
         try:
             recorder = None if self._record is None else Recorder(self._record, **self._limits)
@@ -164,9 +173,7 @@ class Tap(Sealer):
         if self._model is not None:
             self._dispatch_ns = dispatch_ns()
             self._capture.untraced = compiled(self._model)
-        self._first = replace(
-            introduce(self.run, self.boot, self._model, self._weights), num_envs=self.num_envs, **self._about
-        )
+        self._first = replace(first, num_envs=self.num_envs, **self._about)
         self._stacker = Stacker(self._capture, self._first, self._metrics, self._say)
         self._sender = Sender(
             drain=self._drain,
@@ -177,7 +184,7 @@ class Tap(Sealer):
             boot=self.boot,
             publisher=publisher,
             recorder=recorder,
-            scalars=self._scalars.drain,
+            scalars=self._logged,
             period_s=self._send_period_s,
         )
         try:
@@ -185,6 +192,7 @@ class Tap(Sealer):
         except TapError:
             self._sender.close()
             raise
+        self._why = self._explains
         self._sealing = True
         self._sender.start()
         _OPEN.add(self)
@@ -196,6 +204,8 @@ class Tap(Sealer):
         self._sealing = False
         self._closing = True
         self._capture.detach()
+        if self._explains is not None:
+            self._explains.end()
         _OPEN.discard(self)
         if self._sender is None or os.getpid() != self._pid:
             return
@@ -378,6 +388,7 @@ class Tap(Sealer):
             "picture_us_median": self.pictures.median_us,
             "scalars_dropped": self._scalars.dropped,
             "pictures_dropped": 0 if self._sender is None else self._sender.pictures_dropped,
+            **({} if self._explains is None else self._explains.status()),
         }
         return {name: float(value) for name, value in numbers.items() if value == value}  # unknown is left out, not 0
 
@@ -407,6 +418,14 @@ class Tap(Sealer):
             yield from self._stacker.batches(rows)
         self._tell()
 
+    def _logged(self) -> Iterator[Message]:
+        yield from self._scalars.drain()
+        if self._explains is not None:
+            yield from self._explains.drain()
+
+    def _stacked(self) -> Manifest | None:
+        return None if self._stacker is None else self._stacker.stacked
+
     def _announced(self) -> Manifest | None:
         """Not before the first row: only then are shapes known, and readers take the first manifest for the stream's."""
         stacked = None if self._stacker is None else self._stacker.stacked
@@ -435,8 +454,11 @@ class Tap(Sealer):
         """In the child of a fork: no thread, no socket, no hooks; `step` does nothing."""
         self._sealing = False
         self._end_view = None
+        self._why = None
         self._queue.clear()
         self._capture.detach()
+        if self._explains is not None:
+            self._explains.end()
 
 
 def _orphan_all() -> None:

@@ -117,5 +117,6 @@ class Attribution:
         for name, dtype in (*_VECTORS.items(), (_MATRIX, "<f4")):
             if name not in arrays or arrays[name].dtype != dtype:
                 raise MalformedMessage(f"attribution: `{name}` is missing or not {dtype}")
-        known = {name: arrays[name] for name in (*_VECTORS, _MATRIX)}
-        return cls(run, boot, **counts, dictionary=dictionary, kind=header["scores"], chosen=chosen, names=tuple(names), **known).checked()
+        known: dict[str, Any] = {name: arrays[name] for name in (*_VECTORS, _MATRIX)}
+        known |= counts
+        return cls(run, boot, dictionary=dictionary, kind=header["scores"], chosen=chosen, names=tuple(names), **known).checked()

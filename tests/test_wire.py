@@ -148,7 +148,7 @@ def attributions(draw: st.DrawFn) -> Attribution:
         return draw(hnp.arrays("<f4", shape, elements=finite))
 
     vectors = {name: floats(a) for name in ("total", "bias", "error", "rest")}
-    counts = {name: draw(COUNTS) for name in ("seq", "step", "env", "monotonic_ns", "wall_ns")}
+    counts: dict[str, Any] = {name: draw(COUNTS) for name in ("seq", "step", "env", "monotonic_ns", "wall_ns")}
     return Attribution(
         draw(RUNS), draw(NAMES), **counts, dictionary=draw(NAMES), kind=draw(st.sampled_from(["logits", "means", "q", "scores"])),
         chosen=draw(st.integers(-1, a - 1)), action_count=a, names=tuple(draw(st.lists(NAMES | st.just(""), min_size=a, max_size=a))),

@@ -19,23 +19,27 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from interlatent_live import onnx
+    from interlatent_live.agent_side.attribution import Why
     from interlatent_live.agent_side.metrics import Metric, Transition
     from interlatent_live.agent_side.points import points
     from interlatent_live.agent_side.tap import Tap
     from interlatent_live.agent_side.watch import watch
+    from interlatent_live.analyzer.dictionary import Dictionary
     from interlatent_live.analyzer.run import Run
     from interlatent_live.analyzer.run import open_run as open
 
     __version__: str
 
-__all__ = ["Metric", "Run", "Tap", "Transition", "__version__", "onnx", "open", "points", "watch"]
+__all__ = ["Metric", "Run", "Tap", "Transition", "Why", "__version__", "onnx", "open", "points", "watch"]
 
 _HOMES = {
     "Metric": "metrics",
     "Tap": "tap",
     "Transition": "metrics",
+    "Why": "attribution",
     "points": "points",
     "watch": "watch",
 }
@@ -60,6 +64,8 @@ if not TYPE_CHECKING:  # a checker that saw this would let every misspelt name p
         if name == "Tap":
             # the agent's side may not know of the processes beside it, so they are handed in here
             found.viewer = _view_beside
+        if name == "Why":
+            found.find = staticmethod(_find_dictionary)
         globals()[name] = found
         return found
 
@@ -72,3 +78,9 @@ def _view_beside(tap: Tap) -> Callable[[], object]:
     from interlatent_live.launch import view_beside
 
     return view_beside(tap.endpoint, tap.run).end
+
+
+def _find_dictionary(name: str | Path) -> Dictionary:
+    from interlatent_live.analyzer.registry import find
+
+    return find(name)
