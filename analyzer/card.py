@@ -143,10 +143,13 @@ def _action(dictionary: Dictionary, held: Samples, effect: Effect) -> dict[str, 
 
 def _by_phase(errors: Doubles, held: Samples, total: float) -> list[dict[str, Any]]:
     """Mean error of each phase over the mean variance of all frames."""
-    order = np.argsort(held.episode, kind="stable")
-    _, first, lengths = np.unique(held.episode[order], return_index=True, return_counts=True)
-    step = np.empty(held.frames, np.int64)
-    step[order] = np.arange(held.frames) - np.repeat(first, lengths)
+    if held.step is None:
+        order = np.argsort(held.episode, kind="stable")
+        _, first, lengths = np.unique(held.episode[order], return_index=True, return_counts=True)
+        step = np.empty(held.frames, np.int64)
+        step[order] = np.arange(held.frames) - np.repeat(first, lengths)
+    else:
+        step = held.step.astype(np.int64)
     phases = []
     for begin, end in zip(PHASES, (*PHASES[1:], None), strict=True):
         chosen = (step >= begin) & (step < (end or held.frames))

@@ -46,6 +46,8 @@ class Samples:
     """Name of the recording."""
     unused: int = 0
     """Frames beyond the bound, left out."""
+    step: npt.NDArray[np.int32] | None = None
+    """(n,) steps within their episodes; None: whole episodes, from their first step on."""
 
     def __post_init__(self) -> None:
         if self.x.ndim != 2 or self.y.ndim != 2 or not len(self.x) == len(self.y) == len(self.episode):
@@ -92,7 +94,7 @@ class Samples:
 
     def _where(self, mask: npt.NDArray[np.bool_]) -> Samples:
         kept: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
-        return Samples(**(kept | {name: kept[name][mask] for name in ("x", "y", "episode")}))
+        return Samples(**(kept | {name: kept[name][mask] for name in ("x", "y", "episode", "step") if kept[name] is not None}))
 
 
 def samples_of(

@@ -38,7 +38,10 @@ from interlatent_live.analyzer.samples import Samples, samples_of
 from interlatent_live.stream.errors import DictionaryError
 from interlatent_live.stream.reading import Recording
 
-__all__ = ["Progress", "Recipe", "TrainOptions", "Trainer", "checkpoint_path", "command_of", "train", "train_recording"]
+__all__ = [
+    "Progress", "Recipe", "TrainOptions", "Trainer", "checkpoint_path", "command_of", "one_thread", "pack_state", "restore_state",
+    "settings", "train", "train_recording",
+]  # fmt: skip
 
 REPORTS: Final = 100
 """Reports of progress in a run, at which the validation episodes are looked at."""
@@ -167,7 +170,7 @@ class Trainer:
         begin = 0
         if checkpoint is not None and (found := checkpoint.read()) is not None:
             begin, best, since = found.step, found.best, found.since
-            best_tensors = _load(model, optimiser, generator, found.tensors)
+            best_tensors = restore_state(model, optimiser, generator, found.tensors)
             for _ in range(begin):  # a LambdaLR is a function of its count
                 decay.last_epoch += 1
             for group in optimiser.param_groups:
@@ -198,7 +201,7 @@ class Trainer:
                     self.stopped_at = step
                     break
                 if checkpoint is not None and (step // every) % _CHECKPOINT_REPORTS == 0:
-                    checkpoint.write(step, best, since, _save(model, optimiser, generator, best_tensors))
+                    checkpoint.write(step, best, since, pack_state(model, optimiser, generator, best_tensors))
         except KeyboardInterrupt:
             # Steps since the last report are done again: an interrupt may fall between any two lines above.
             if checkpoint is not None:
@@ -385,9 +388,10 @@ def _copy(model: Model) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.tensors.items()}
 
 
-def _save(
+def pack_state(
     model: Model, optimiser: torch.optim.Adam, generator: torch.Generator, best: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
+    """What a checkpoint holds of a run under way."""
     tensors = {"generator": generator.get_state()}
     for name, tensor in model.tensors.items():
         moments = optimiser.state[tensor]
@@ -396,9 +400,10 @@ def _save(
     return tensors | {f"state.{name}": value for name, value in model.state.items()}
 
 
-def _load(
+def restore_state(
     model: Model, optimiser: torch.optim.Adam, generator: torch.Generator, saved: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
+    """Inverse of `pack_state`; returns the best tensors."""
     generator.set_state(saved["generator"])
     with torch.no_grad():
         for name, tensor in model.tensors.items():

@@ -21,9 +21,9 @@ __all__: list[str] = []
 
 @dictionaries.command("train")
 def train(
-    recording: Annotated[Path, typer.Argument(help="A recording to learn from.")],
     to: Annotated[Path, typer.Option("--out", help="Folder for the dictionary; it must not exist.")],
-    input_point: Annotated[str, typer.Option("--input", help="Tap point read.")],
+    recording: Annotated[Path | None, typer.Argument(help="A recording to learn from; else --connect.")] = None,
+    input_point: Annotated[str | None, typer.Option("--input", help="Tap point read; with --live it may be left to the stream.")] = None,
     output_point: Annotated[str | None, typer.Option("--output", help="Tap point predicted; default: the input (an SAE).")] = None,
     recipe: Annotated[str, typer.Option(help="topk, batchtopk, jumprelu or relu-l1.")] = "topk",
     features: Annotated[int, typer.Option(help="Number of latents.")] = 256,
@@ -40,17 +40,43 @@ def train(
     l0: Annotated[
         float | None, typer.Option(help="Set the threshold at the end so that whole episodes have this L0 (--closed-loop, batchtopk).")
     ] = None,
+    connect: Annotated[str | None, typer.Option(help="Learn from the stream published there (with --live).")] = None,
+    live: Annotated[
+        bool, typer.Option("--live", help="Learn while the agent acts, in bounded memory and at low priority; Ctrl-C saves.")
+    ] = False,
+    run_name: Annotated[
+        str | None, typer.Option("--run", help="Learn from this run only (--live); default: the first that appears.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="Learn for so many seconds from the first frame (--live).")] = 120.0,
+    wait: Annotated[float, typer.Option(help="Wait so many seconds for the first frame (--live).")] = 60.0,
+    memory_mb: Annotated[int, typer.Option(help="Hold at most so many MiB of frames (--live).")] = 256,
     as_json: AsJson = False,
 ) -> None:
-    """Train a dictionary on a recording; held-out episodes judge it. Ctrl-C keeps what was learned; the same command goes on.
+    """Train a dictionary on a recording, or on a running stream; held-out episodes judge it.
+
+    On a recording Ctrl-C keeps what was learned, and the same command goes on. With --live it ends the learning and saves.
 
     Example: `interlatent-live dict train r.mcap --input 2:out --output 3:out --features 256 --k 8 --out dicts/mine`
+
+    Example: `interlatent-live dict train --connect tcp://127.0.0.1:5570 --live --out dicts/mine`
     """
     if to.exists():
         raise RecordingExists(f"{to} exists; dictionaries are never overwritten: name another folder with --out")
+    if (recording is None) == (connect is None):
+        raise typer.BadParameter("give either a recording or --connect ENDPOINT --live")
+    if live != (connect is not None) or (live and closed_loop):
+        raise typer.BadParameter("--connect and --live go together, and without --closed-loop: they learn from the stream alone")
     chosen: dict[str, Any] = {
         "recipe": recipe, "features": features, "k": k, "steps": steps, "seed": seed, "skip": skip, "l1": l1, "device": device,
     }  # fmt: skip
+    if connect is not None:
+        from .learning import learn_live
+
+        learn_live(connect, to, input_point, output_point, chosen, run_name, seconds, wait, memory_mb, as_json)
+        return
+    assert recording is not None
+    if input_point is None:
+        raise typer.BadParameter("--input is missing: the tap point read, as `interlatent-live info` lists them")
     shown = None if as_json else progress()
     if closed_loop:
         if agent is None:
