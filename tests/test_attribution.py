@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,15 @@ WIDTH, FEATURES, K = 8, 16, 4
 LATE = 1 << 60
 """A clock that is later than this host's."""
 OFTEN: dict[str, Any] = {"rate_hz": 1e6, "share": 1.0}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Several threads of torch wait for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def dictionary(point: str, width: int = WIDTH, *, skip: bool = False) -> Dictionary:
