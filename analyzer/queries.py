@@ -18,6 +18,8 @@ from typing import Any, Final, Self, TypeVar
 
 import numpy as np
 
+from interlatent_live.analyzer.attributions import AttributionRow
+from interlatent_live.analyzer.attributions import decode as attribution_of
 from interlatent_live.analyzer.blobs import unpack_columns, unpack_matrix
 from interlatent_live.analyzer.codes import Codes
 from interlatent_live.analyzer.records import (
@@ -165,6 +167,16 @@ class Reader:
         last = self._first(f"{sql} ORDER BY first_seq DESC LIMIT 1", boot, boot)
         return (first[0], last[0], first[1], last[2]) if first and last else None
 
+    def clock_at(self, boot: str, seq: int) -> int | None:
+        """About when frame `seq` was made, monotonic ns, from its batch's edges: cheap, no blob is read. None where nothing is kept."""
+        sql = "SELECT first_seq, rows, first_monotonic_ns, last_monotonic_ns FROM batches WHERE run = (SELECT run FROM boots WHERE boot = ?) "
+        row = self._first(f"{sql} AND boot = ? AND first_seq <= ? ORDER BY first_seq DESC LIMIT 1", boot, boot, seq)
+        row = row or self._first(f"{sql} AND boot = ? ORDER BY first_seq LIMIT 1", boot, boot)
+        if not row:
+            return None
+        first, rows, began, ended = row
+        return int(began + (ended - began) * min(max(0, seq - first), rows - 1) / max(1, rows - 1))
+
     def non_finite(self, section: int, first_batch: int, last_batch: int) -> int:
         """Frames of the batches in [first_batch, last_batch] that were refused because an activation was NaN or infinite."""
         sql = "SELECT coalesce(sum(non_finite), 0) FROM codes WHERE batch_id BETWEEN ? AND ? AND section_id = ?"
@@ -223,6 +235,13 @@ class Reader:
         """The last alarms of a section, oldest first."""
         return self._select(Drift, "drift WHERE section_id = ? ORDER BY id DESC LIMIT ?", section, limit)[::-1]
 
+    def clips(self, section: int) -> dict[int, str]:
+        """Recordings of the half minute before alarms, by the alarm's id, relative to the database's folder."""
+        if not self._rows("SELECT 1 FROM pragma_table_info('drift') WHERE name = 'clip'"):
+            return {}  # made before there were any
+        rows = self._rows("SELECT id, clip FROM drift WHERE section_id = ? AND clip IS NOT NULL", section)
+        return {int(id): str(clip) for id, clip in rows}
+
     def episodes(self, boot: str, env: int = 0, limit: int = 100) -> list[Episode]:
         """The last episodes of one environment, oldest first."""
         where = "episodes WHERE boot = ? AND env = ? ORDER BY episode DESC LIMIT ?"
@@ -234,6 +253,16 @@ class Reader:
         mine = "run = (SELECT run FROM boots WHERE boot = ?) AND boot = ?"  # both, so that the primary key serves
         where = f"pictures WHERE {mine} AND env = ? AND seq <= ? ORDER BY seq DESC LIMIT 1"
         found = self._select(PictureRow, where, boot, boot, env, until)
+        return found[0] if found else None
+
+    def attribution(self, boot: str, env: int = 0, until_seq: int | None = None) -> AttributionRow | None:
+        """Why the newest explained action of an environment was taken, not after frame `until_seq` if given."""
+        if not self._table("attributions"):
+            return None  # made before there were any
+        until = (1 << 62) if until_seq is None else until_seq
+        mine = "run = (SELECT run FROM boots WHERE boot = ?) AND boot = ?"
+        where = f"attributions WHERE {mine} AND env = ? AND seq <= ? ORDER BY seq DESC LIMIT 1"
+        found = self._select(AttributionRow, where, boot, boot, env, until)
         return found[0] if found else None
 
     def scalars(self, boot: str, name: str, limit: int = 10_000) -> list[ScalarRow]:
@@ -313,6 +342,9 @@ class Reader:
         self._db = db
         return db
 
+    def _table(self, name: str) -> bool:
+        return bool(self._first("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", name))
+
     def _rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         db = self._open()
         if db is None:
@@ -356,6 +388,7 @@ def _activity(row: tuple[Any, ...]) -> Sequence[Any]:
 
 _DECODERS: Final[Mapping[type[Any], Callable[[tuple[Any, ...]], Sequence[Any]]]] = {
     Activity: _activity,
+    AttributionRow: attribution_of,
     BatchRow: lambda row: (*row[:-1], unpack_columns(row[-1])),
     CodesRow: _codes,
     DictionaryRow: lambda row: (*row[:5], _json(row[5]), _json(row[6]), row[7]),

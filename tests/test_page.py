@@ -177,8 +177,12 @@ def test_nothing_sticks_out(open_page: Callable[..., Any], tmp_path: Path, width
     becomes(page, "document.body.dataset.view == 'running'")
     page.wait_for_timeout(700)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    hidden = "[...document.querySelectorAll('main .plot')].filter(e => e.getBoundingClientRect().height < 100).length"
-    assert page.evaluate(hidden) == 0
+    for tab in ("goes", "features", "health", "says"):
+        page.locator(f"#tab-{tab}").click()
+        becomes(page, f"!document.querySelector('#panel-{tab}').hidden")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        hidden = "[...document.querySelectorAll('main .plot')].filter(e => e.offsetParent && e.getBoundingClientRect().height < 90).length"
+        assert page.evaluate(hidden) == 0
     if (width, height) == (1440, 900):
         assert page.evaluate("document.documentElement.scrollHeight") <= 900, "all of it in one glance"
     builder.close()
@@ -194,6 +198,7 @@ def test_what_a_run_names_is_never_markup(open_page: Callable[..., Any], tmp_pat
     builder.accounts()
     page = open_page(tmp_path / "run.db")
     becomes(page, "document.querySelector('[data-pair=\"0\"] .m') != null")
+    page.locator("#tab-goes").click()
     box = page.locator(".plot.heat").bounding_box()
     for y in range(10, 330, 21):
         page.mouse.move(box["x"] + 90, box["y"] + y)
@@ -291,13 +296,16 @@ def test_environments_sources_training_and_sentences(open_page: Callable[..., An
     assert "weights are changing" in page.locator("[data-stale-why]").inner_text()
     assert "line-through" in page.evaluate("getComputedStyle(document.querySelector('.card-fvu')).textDecoration")
     becomes(page, "document.body.dataset.versions == 'yes'")
+    page.locator("#tab-health").click()
     assert page.locator(".by-version").is_visible()
     assert "non-finite frames" in page.locator(".vitals").inner_text()
     assert "losses/value" in page.locator(".scalars").inner_text()
+    page.locator("#tab-says").click()
     page.locator(".lines .go").click()
     becomes(page, "document.body.dataset.cursor == 'past'")
     page.locator("[data-select=env]").select_option("2")
-    becomes(page, "document.body.dataset.cursor == 'live' && document.querySelectorAll('.lines li').length == 0")
+    becomes(page, "document.querySelectorAll('.lines li').length == 0")
+    becomes(page, "document.body.dataset.cursor == 'past' && document.querySelector('[data-text=step]').textContent == '99'")
     assert page.locator("[data-select=env]").input_value() == "2"
     assert not page.locator("[data-select=source]").is_visible(), "one source of features needs no choice"
     builder.close()

@@ -71,12 +71,12 @@ def test_nonsense_is_ignored(cursor: Cursor) -> None:
 
 
 def test_what_is_drawn_of_the_past_is_what_was_drawn_live(cursor: Cursor) -> None:
-    live = cursor.drawing
+    live = cursor.feed.drawing
     cursor.obey({"op": "pause"})
     assert cursor.clip is not None
     while cursor.clip.fill(1.0):
         pass
-    past = cursor.drawing
+    past = cursor.drawing(live)
     assert past is not live
     head = min(live.raster.head, past.raster.head)
     for column in range(head - 400, head):

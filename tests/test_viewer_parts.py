@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interlatent_live.analyzer.records import Boot, LedgerRow, Snapshot
+from interlatent_live.viewer.assets import read
 from interlatent_live.viewer.choice import Pair, choose_metrics, choose_pairs, choose_rows
 from interlatent_live.viewer.heatmap import cells
-from interlatent_live.viewer.page import _HERE
 from interlatent_live.viewer.raster import Raster, levels
 from interlatent_live.viewer.series import Series, bins
 from interlatent_live.viewer.summary import flow, freshness
@@ -45,25 +45,26 @@ def oracle(t: list[float], level: npt.NDArray[np.uint8], hold: int, column_s: fl
     cuts=st.lists(st.integers(0, 120), max_size=6),
     seed=st.integers(0, 99),
 )
-def test_raster_and_its_patches_equal_an_oracle(gaps: list[float], cuts: list[int], seed: int) -> None:
+def test_raster_and_what_a_page_is_sent_equal_an_oracle(gaps: list[float], cuts: list[int], seed: int) -> None:
     raster = Raster(ROWS, span_s=1.0, column_s=0.05, hold_s=0.25)
     assert raster.columns == COLUMNS
     t = np.cumsum(gaps)
     level = np.random.default_rng(seed).integers(1, 256, (len(t), ROWS)).astype(np.uint8)
-    page, bases, head = raster.tiles.copy(), list(raster.bases), raster.head
+    page: dict[int, npt.NDArray[Any]] = {}
+    head = raster.head
     edges = sorted({0, len(t), *(c for c in cuts if c < len(t))})
     for first, last in pairwise(edges):
         raster.push(t[first:last], level[first:last])
-        for patch in raster.patches(bases, head):
-            page[patch.tile][:, patch.first : patch.last] = raster.tiles[patch.tile][:, patch.first : patch.last]
-        bases, head = list(raster.bases), raster.head
-    np.testing.assert_array_equal(page, raster.tiles)
+        begin, columns = raster.since(head)
+        page.update((begin + i, column) for i, column in enumerate(columns.T))
+        head = raster.head
     wanted = oracle(t.tolist(), level, raster.hold, 0.05)
     assert raster.head == max(wanted)
     for column in range(max(min(wanted), raster.head - COLUMNS + 1), raster.head + 1):
         tile = column // COLUMNS % 2
         assert raster.bases[tile] == column // COLUMNS * COLUMNS
         np.testing.assert_array_equal(raster.tiles[tile][::-1, column % COLUMNS], wanted[column])
+        np.testing.assert_array_equal(page[column][::-1], wanted[column])
 
 
 def test_levels_tell_missing_from_inactive() -> None:
@@ -224,7 +225,7 @@ def contrast(a: str, b: str) -> float:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_reaches_wcag_aa_in_both_schemes(scheme: str) -> None:
-    css = _HERE.joinpath("page.css").read_text(encoding="utf-8")
+    css = read("page.css")
     light, dark = (dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", part)) for part in css.split("@media")[:2])
     colours = light if scheme == "light" else dark
     for text in ("text", "muted", "feature", "metric"):

@@ -20,9 +20,9 @@ SIGNIFICANT = 0.05
 
 
 class Pair(NamedTuple):
-    """A feature and the metric that it goes with; None before one is known."""
+    """A feature and the metric beside it; None for the one that is not shown, or not known yet."""
 
-    feature: int
+    feature: int | None
     metric: str | None
 
 
@@ -74,7 +74,7 @@ def choose_pairs(
     strength = dict(candidates)
     slots: list[Pair | None] = [p if strength.get(p, 0) >= 0.2 else None for p in current[:limit]]
     slots += [None] * (limit - len(slots))
-    features = {p.feature for p in slots if p}
+    features: set[int | None] = {p.feature for p in slots if p}
     metrics = {p.metric for p in slots if p}
     for distinct in (True, False):
         for pair, _ in candidates:

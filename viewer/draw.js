@@ -3,15 +3,23 @@
 // never changes its look while it moves; a repaint happens when the window has moved by a pixel or something new has come.
 window.idraw = (() => {
   const RIGHT = 58, TOP = 4, BOTTOM = 24, BIN = 2;   // CSS px; BIN: pixels in a bin of the strips
-  const BAND = [0.34, 0.95];                          // part of a strip's place that its lines fill, from above
-  let models = null, look = null, place = { live: true, boundaries: [] };
-  let used = 8, pairs = [], ranges = [], pairsKey = "";
-  let dirty = true, painted = -1, hover = null;       // hover: {t, row}
+  const BANDS = [["episode", 15], ["remarks", 12], ["alarms", 12]], BANDS_H = 44;   // above the strips, CSS px
+  const TITLE = 18, BESIDE = 180;                     // of a strip, CSS px; with so much room at the left, its title stands there
+  const HAND = 0.05;                                  // s that the picture is kept behind what is known, so that it glides
+  let models = null, look = null, place = { live: true, boundaries: [], t: null };
+  let used = 8, pairs = [], ranges = new Map();
+  let dirty = true, painted = -1, hover = null, preview = null;       // hover: {t, row}
   let newest = null, shown = null, last = 0;          // frame time of the newest frame and of the window's right edge, s
+  let played = null;                                  // what playback shows between two messages: {t, end}
+  let known = { t: [], v: [] };                       // rows of the strips: times, and columns of mean, least, most
+  let ring = { levels: new Uint8Array(0), columns: 1, first: 0, head: -1, column_s: 1 };   // the raster's columns by number
+  let clock0 = Infinity;                              // ms between this clock and the server's, the quickest message
+  const ages = [];                                    // ms from a frame's making to its being drawn here, the last thousand
   const canvases = {};
   const small = document.createElement("canvas");
-  const stats = { paints: 0, paint_ms: 0 };
+  const stats = { paints: 0, paint_ms: 0, looks: 0 };
 
+  let hatch = null;   // the pattern of time without frames
   function css(name) { return getComputedStyle(document.documentElement).getPropertyValue(name).trim(); }
 
   function colours(glyphs) {
@@ -20,7 +28,8 @@ window.idraw = (() => {
       const n = parseInt(c.slice(1, 7), 16);
       palette[i] = i === 0 ? 0 : (0xff000000 | ((n & 255) << 16) | (n & 0xff00) | (n >> 16)) >>> 0;
     });
-    look = { palette, feature: glyphs("feature"), metric: glyphs("metric"), boundary: glyphs("boundary"), panel: css("--panel"), muted: css("--muted"), line: css("--line"), text: css("--text") };
+    hatch = null;
+    look = { bad: css("--bad"), shade: css("--idle-bg"), palette, feature: glyphs("feature"), metric: glyphs("metric"), boundary: glyphs("boundary"), panel: css("--panel"), muted: css("--muted"), line: css("--line"), text: css("--text") };
     dirty = true;
   }
 
@@ -31,31 +40,66 @@ window.idraw = (() => {
       canvases[name] = host;
       new ResizeObserver(resized).observe(host);
       host.addEventListener("pointermove", (e) => hovered(e, name));
-      host.addEventListener("pointerleave", () => { hover = null; tip(null); dirty = true; });
+      host.addEventListener("pointerenter", () => window.itime.send({ op: "hold", on: true }));
+      host.addEventListener("pointerleave", () => { hover = null; tip(null); dirty = true; window.itime.send({ op: "hold", on: false }); });
       host.addEventListener("click", (e) => { const t = timeAt(e, host); if (t !== null) window.itime.send({ op: "time", to: t }); });
     }
     resized();
-    frames();
     requestAnimationFrame(step);
   }
 
-  function frames() {
+  // New rows and columns behind those known, or all of another drawing; and where the cursor is.
+  function frames(source) {
+    const d = source.data, m = JSON.parse(d.json[0] || "{}");
+    if (m.n === undefined || !d.t[0]) return;
+    const t = d.t[0], v = d.v[0], tile = d.tile[0], rows = models.height;
+    if (m.fresh) {
+      known = { t: [], v: Array.from({ length: m.series * 3 }, () => []) };
+      ring = { levels: new Uint8Array(rows * m.columns), columns: m.columns, first: m.first, head: m.first - 1, column_s: m.column_s };
+    }
+    const wide = known.v.length;
+    for (let i = 0; i < t.length; i++) {
+      known.t.push(t[i]);
+      for (let k = 0; k < wide; k++) known.v[k].push(v[i * wide + k]);
+    }
+    if (known.t.length > 1.5 * m.limit) {
+      const gone = known.t.length - m.limit;
+      known.t.splice(0, gone);
+      known.v.forEach((column) => column.splice(0, gone));
+    }
+    const count = tile.length / rows;
+    for (let c = 0; c < count; c++) {
+      const at = (m.first + c) % ring.columns;
+      for (let row = 0; row < rows; row++) ring.levels[row * ring.columns + at] = tile[row * count + c];
+    }
+    if (count) ring.head = m.first + count - 1;
+    if (m.fresh && tile.some((level) => level)) while (!Array.from({ length: rows }, (_, row) => tile[row * count + ring.first - m.first]).some((level) => level)) ring.first += 1;   // what was before the first frame is no gap
+    clock0 = Math.min(clock0, Date.now() - m.now);
+    const before = place;
+    place = m;
+    newest = m.live ? m.t : null;
+    if (m.live && (!before.live || shown === null || Math.abs(newest - shown) > 5)) shown = newest;
+    if (!m.playing || !played || Math.abs(m.t - played.t) > 2 * m.speed) played = { t: m.t, end: m.end };
     dirty = true;
-    const t = models.strips.data.t;
-    newest = t && t.length ? t[t.length - 1] : null;
-    if (newest === null || (shown !== null && Math.abs(newest - shown) > 5)) shown = newest;
   }
 
+  // Towards a value at the speed of time, a little faster the further behind.
+  const glide = (from, to, dt, speed) => Math.min(to, from + dt * speed * Math.max(0, 1 + 3 * ((to - from) / speed - HAND)));
+
   function step(now) {
-    setTimeout(() => requestAnimationFrame(step), 20);   // the picture moves by a pixel about every 50 ms: no need to look oftener
-    if (document.hidden || !look) return;
+    setTimeout(() => requestAnimationFrame(step), 12);   // the picture moves by a pixel about every 40 ms: no need to look oftener
+    if (document.hidden || !look || place.n === undefined) return;
     const dt = Math.min(0.5, (now - last) / 1000);
     last = now;
-    if (place.live && newest !== null) {   // glides after the newest frame at the speed of time, 0.15 s in hand
+    stats.looks += 1;
+    if (place.live && newest !== null) {
       if (shown === null) shown = newest;
-      shown = Math.min(newest, shown + dt * Math.max(0, 1 + 1.5 * (newest - shown - 0.15)));
+      shown = glide(shown, newest, dt, 1);
+    } else if (place.playing && played) {
+      played = { t: glide(played.t, place.t, dt, place.speed), end: glide(Math.min(played.end, place.end), place.end, dt, place.speed) };
+      dirty = true;
     }
-    const end = place.live ? Math.max(shown ?? 0, models.span) : place.end;
+    const end = place.live ? Math.max(shown ?? 0, models.span) : place.playing ? played.end : place.end;
     const width = plotWidth(canvases.raster);
     const edge = Math.floor(end * width / models.span);
     if (!dirty && edge === painted) return;
@@ -66,6 +110,10 @@ window.idraw = (() => {
     strips(edge);
     stats.paints += 1;
     stats.paint_ms += performance.now() - began;
+    if (place.live && newest !== null && document.body.dataset.state === "LIVE") {
+      ages.push(Date.now() - clock0 - place.wall + 1e3 * Math.max(0, newest - shown));
+      if (ages.length > 1000) ages.shift();
+    }
     window.itime?.painted();
   }
 
@@ -93,23 +141,40 @@ window.idraw = (() => {
     return g;
   }
 
+  function missing(ctx, r) {
+    if (hatch) return hatch;
+    const tile = document.createElement("canvas"), size = Math.round(6 * r);
+    tile.width = tile.height = size;
+    const pen = tile.getContext("2d");
+    pen.strokeStyle = look.boundary;
+    pen.globalAlpha = 0.45;
+    pen.lineWidth = r;
+    pen.beginPath();
+    for (const d of [-size, 0, size]) { pen.moveTo(d, size); pen.lineTo(d + size, 0); }
+    pen.stroke();
+    hatch = ctx.createPattern(tile, "repeat");
+    return hatch;
+  }
+
   function raster(edge) {
-    const g = open(canvases.raster), { image, base, column_s } = models.tiles.data;
-    const w = g.width, dt = models.span / w, cs = column_s[0], rows = models.height;
-    if (image.length === 2 && g.height > 8) {
-      const columns = image[0].length / rows;
+    const g = open(canvases.raster), w = g.width, dt = models.span / w, cs = ring.column_s, rows = models.height;
+    if (ring.head >= 0 && g.height > 8) {
+      const oldest = Math.max(ring.first, ring.head - ring.columns + 1), gaps = [];
       const levels = new Uint8Array(w * used);
       for (let i = 0; i < w; i++) {
         const p = edge - w + i;
         const first = Math.floor(p * dt / cs + 1e-6), until = Math.max(first + 1, Math.ceil((p + 1) * dt / cs - 1e-6));
-        for (let c = Math.max(0, first); c < until; c++) {
-          const n = Math.floor(c / columns), k = n % 2;
-          if (base[k] !== n * columns) continue;
-          const tile = image[k], at = c - n * columns;
+        let some = false;
+        for (let c = Math.max(oldest, first); c < until && c <= ring.head; c++) {
+          const at = c % ring.columns;
           for (let row = 0; row < used; row++) {
-            const level = tile[(rows - 1 - row) * columns + at];
+            const level = ring.levels[(rows - 1 - row) * ring.columns + at];
+            if (level) some = true;
             if (level > levels[row * w + i]) levels[row * w + i] = level;
           }
+        }
+        if (!some && until > oldest && until - 1 <= ring.head) {
+          if (gaps.length && gaps.at(-1)[1] === i) gaps.at(-1)[1] = i + 1; else gaps.push([i, i + 1]);
         }
       }
       const pixels = new ImageData(w, used), words = new Uint32Array(pixels.data.buffer);
@@ -118,6 +183,8 @@ window.idraw = (() => {
       small.getContext("2d").putImageData(pixels, 0, 0);
       g.ctx.imageSmoothingEnabled = false;
       g.ctx.drawImage(small, 0, 0, w, used, g.x0, g.y0, w, g.height);
+      g.ctx.fillStyle = missing(g.ctx, g.r);
+      for (const [from, to] of gaps) g.ctx.fillRect(g.x0 + from, g.y0, to - from, g.height);
       g.ctx.fillStyle = look.panel;
       for (let row = 1; row < used; row++) g.ctx.fillRect(g.x0, Math.round(g.y0 + row * g.height / used), w, Math.max(1, Math.round(g.r)));
       if (hover && hover.row !== null) {
@@ -148,7 +215,8 @@ window.idraw = (() => {
     };
     for (const t of place.boundaries) vertical(t, look.boundary, [3, 3], 1);
     if (hover) vertical(hover.t, look.muted, [], 1);
-    if (!place.live) vertical(place.t, look.text, [], 2);
+    if (preview !== null) vertical(preview, look.metric, [2, 2], 2);
+    if (!place.live) vertical(place.playing ? played.t : place.t, look.text, [], 2);
     const every = [1, 2, 5, 10, 15, 30].find((s) => s * perS / r >= 64) ?? 30;
     ctx.fillStyle = look.muted;
     ctx.font = `${11 * r}px ${font}`;
@@ -161,7 +229,8 @@ window.idraw = (() => {
     }
   }
 
-  const clock = (s) => `${Math.floor(s / 60)}:${String(Math.floor(s % 60)).padStart(2, "0")}`;
+  const clock = (s, fine) => (s >= 3600 ? `${Math.floor(s / 3600)}:${String(Math.floor(s / 60) % 60).padStart(2, "0")}` : `${Math.floor(s / 60)}`) +
+    ":" + (fine ? (s % 60).toFixed(2).padStart(5, "0") : String(Math.floor(s % 60)).padStart(2, "0"));
 
   function nice(v) {
     const power = 10 ** Math.floor(Math.log10(v));
@@ -169,20 +238,19 @@ window.idraw = (() => {
   }
 
   // The range of a series widens in few steps and never narrows while its pair stays.
-  function widen(j, low, high) {
-    const now = ranges[j] ?? [0, 0];
+  function widen(key, feature, low, high) {
+    const now = ranges.get(key) ?? [0, 0];
     if (low >= now[0] && high <= now[1] && now[1] > now[0]) return;
-    const feature = j % 2 === 0;
     const reach = Math.max(Math.abs(low), Math.abs(high), 1e-6);
     const top = feature ? nice(Math.max(high, 1e-6)) : nice(reach * 1.02);
     const bottom = low >= 0 ? 0 : feature ? -nice(-low) : -top;
-    ranges[j] = [Math.min(bottom, now[0]), Math.max(top, now[1])];
+    ranges.set(key, [Math.min(bottom, now[0]), Math.max(top, now[1])]);
   }
 
   // Bins of a series in sight: [x, mean, low, high], null where the line breaks.
-  function bins(j, data, g, edge) {
-    const perS = g.width / models.span, binPx = BIN * g.r, from = (edge - g.width) / perS - 1, t = data.t;
-    const m = data["m" + j], l = data["l" + j], h = data["h" + j], found = [];
+  function bins(j, g, edge) {
+    const perS = g.width / models.span, binPx = BIN * g.r, from = (edge - g.width) / perS - 1, t = known.t;
+    const m = known.v[3 * j], l = known.v[3 * j + 1], h = known.v[3 * j + 2], found = [];
     let bin = null, lo = 0, hi = t.length;
     while (lo < hi) { const mid = (lo + hi) >> 1; if (t[mid] < from) lo = mid + 1; else hi = mid; }
     for (let i = lo; i < t.length; i++) {
@@ -201,43 +269,90 @@ window.idraw = (() => {
     return found;
   }
 
+  const series = (pair, i) => [...(pair.feature ? [[2 * i, true]] : []), ...(pair.metric ? [[2 * i + 1, false]] : [])];
+  const keyOf = (pair, feature) => (feature ? "f" + pair.key[0] : "m" + pair.key[1]);
+
   function strips(edge) {
-    const g = open(canvases.strips), data = models.strips.data, { ctx, r } = g, each = g.height / 4;
-    if (g.height < 40) return;
+    const g = open(canvases.strips), { ctx, r } = g, y0 = g.y0 + BANDS_H * r, each = (g.height - BANDS_H * r) / Math.max(1, pairs.length);
+    if (g.height < 90) return;
+    const edges = pairs.map((_, i) => [y0 + each * i + (sizes.get(canvases.strips).left < BESIDE ? TITLE : 5) * r, y0 + each * (i + 1) - 5 * r]);
     ctx.save();
     ctx.beginPath();
     ctx.rect(g.x0, 0, g.width, g.y0 + g.height);
     ctx.clip();
     pairs.forEach((pair, i) => {
-      if (!pair) return;
-      const top = g.y0 + each * (i + BAND[0]), bottom = g.y0 + each * (i + BAND[1]);
-      for (const j of pair.metric ? [2 * i, 2 * i + 1] : [2 * i]) {
-        const found = bins(j, data, g, edge);
-        for (const b of found) if (b) widen(j, j % 2 ? b.low : Math.min(0, b.low), b.high);
-        const range = ranges[j];
+      const [top, bottom] = edges[i];
+      for (const [j, feature] of series(pair, i)) {
+        if (3 * j + 2 >= known.v.length) continue;
+        const found = bins(j, g, edge), key = keyOf(pair, feature);
+        for (const b of found) if (b) widen(key, feature, feature ? Math.min(0, b.low) : b.low, b.high);
+        const range = ranges.get(key);
         if (!range) continue;
         const y = (v) => bottom - (v - range[0]) / (range[1] - range[0]) * (bottom - top);
-        if (j % 2 === 0) area(ctx, found, y, r); else line(ctx, found, y, r);
+        if (feature) area(ctx, found, y, r); else line(ctx, found, y, r);
       }
     });
     ctx.restore();
-    ctx.fillStyle = look.muted;
     ctx.font = `${10 * r}px ${font}`;
     pairs.forEach((pair, i) => {
-      if (!pair) return;
-      const top = g.y0 + each * (i + BAND[0]), bottom = g.y0 + each * (i + BAND[1]);
-      for (const j of pair.metric ? [2 * i, 2 * i + 1] : [2 * i]) {
-        if (!ranges[j]) continue;
-        const [low, high] = ranges[j];
-        ctx.textAlign = j % 2 ? "left" : "right";
+      const [top, bottom] = edges[i];
+      for (const [, feature] of series(pair, i)) {
+        const range = ranges.get(keyOf(pair, feature));
+        if (!range) continue;
+        const [low, high] = range, x = feature ? g.x0 - 6 * r : g.x0 + g.width + 6 * r;
+        ctx.textAlign = feature ? "right" : "left";
         ctx.textBaseline = "middle";
-        const x = j % 2 ? g.x0 + g.width + 6 * r : g.x0 - 6 * r;
-        for (const v of low < 0 && high > 0 ? [low, 0, high] : [low, high]) {
+        ctx.fillStyle = look.muted;
+        for (const v of low < 0 && high > 0 && bottom - top > 34 * r ? [low, 0, high] : [low, high]) {
           ctx.fillText(String(+v.toPrecision(2)).replace("-", "−"), x, bottom - (v - low) / (high - low) * (bottom - top));
         }
       }
     });
     overlay(g, edge);
+    bands(g, edge);
+  }
+
+  // Episodes, what was remarked, alarms and interventions, above the strips and on their time.
+  function bands(g, edge) {
+    const { ctx, r, x0, width } = g, perS = width / models.span, all = window.itime.data();
+    const x = (t) => Math.max(x0, Math.min(x0 + width, x0 + Math.round(t * perS) - (edge - width)));
+    ctx.clearRect(x0, g.y0, width, (BANDS_H - 3) * r);
+    ctx.textBaseline = "middle";
+    let y = g.y0;
+    BANDS.forEach(([name, tall]) => {
+      ctx.fillStyle = look.muted;
+      ctx.font = `${10 * r}px ${font}`;
+      ctx.textAlign = "right";
+      ctx.fillText(name, x0 - 6 * r, y + tall * r / 2);
+      ctx.fillStyle = look.shade;
+      ctx.globalAlpha = 0.6;
+      ctx.fillRect(x0, y, width, (tall - 2) * r);
+      ctx.globalAlpha = 1;
+      y += tall * r;
+    });
+    if (!all) return;
+    const until = edge / perS, from = until - models.span, inside = (a, b) => b >= from && a <= until;
+    ctx.textAlign = "left";
+    const episodes = all.episodes.filter((e) => inside(e[6], e[7] ?? until)), end = Math.min(until, place.live ? shown ?? until : ring.head * ring.column_s);
+    episodes.forEach(([, , number, , , , a, b], k) => {
+      const left = x(a), right = x(b ?? (k === episodes.length - 1 ? end : episodes[k + 1][6]));
+      ctx.fillStyle = look.boundary;
+      ctx.globalAlpha = number % 2 ? 0.22 : 0.4;
+      ctx.fillRect(left, g.y0, Math.max(r, right - left - r), 13 * r);
+      ctx.globalAlpha = 1;
+      ctx.fillStyle = look.text;
+      if (right - left > 26 * r) ctx.fillText(String(number), left + 5 * r, g.y0 + 7 * r);
+    });
+    ctx.fillStyle = look.metric;
+    for (const [, , , t] of all.marks) if (inside(t, t)) { ctx.beginPath(); ctx.arc(x(t), g.y0 + 20 * r, 3.2 * r, 0, 7); ctx.fill(); }
+    const low = g.y0 + 27 * r;
+    ctx.fillStyle = look.bad;
+    for (const [, , , a, b] of all.alarms) if (inside(a, b)) ctx.fillRect(x(a), low, Math.max(4 * r, x(b) - x(a)), 10 * r);
+    ctx.fillStyle = missing(ctx, r);
+    for (const [, , , a, b] of all.gaps) if (inside(a, b)) ctx.fillRect(x(a), g.y0, Math.max(2 * r, x(b) - x(a)), 39 * r);
+    ctx.strokeStyle = look.feature;
+    ctx.lineWidth = 2 * r;
+    for (const [, , , a, b] of all.interventions) if (inside(a, b ?? until)) ctx.strokeRect(x(a), low + r, Math.max(4 * r, x(b ?? until) - x(a)), 8 * r);
   }
 
   function area(ctx, found, y, r) {
@@ -295,8 +410,23 @@ window.idraw = (() => {
     const row = name === "raster" ? Math.floor((event.offsetY * g.r - g.y0) / g.height * used) : null;
     hover = { t, row: row !== null && row >= 0 && row < used ? row : null };
     dirty = true;
-    const said = hover.row === null ? null : window.ilive.row(hover.row);
-    tip(event, said ? [`${said.name}${said.said ? " · " + said.said.label : ""}`, `at ${clock(t)}, active in ${said.duty} of frames`, said.said ? said.said.about : ""] : [`at ${clock(t)}`]);
+    const said = hover.row === null ? null : window.ilive.row(hover.row), lines = [`at ${clock(t, true)}`];
+    if (said) lines.unshift(`${said.name}${said.said ? " · " + said.said.label : ""}`);
+    if (said) lines.push(`active in ${said.duty} of frames`, said.said ? said.said.about : "");
+    if (name === "strips") lines.push(...window.itime.about(t, models.span / g.width * 5 * g.r), ...values(event, g, t));
+    tip(event, lines);
+  }
+
+  // What the strip under the pointer shows at a time.
+  function values(event, g, t) {
+    const each = (g.height / g.r - BANDS_H) / Math.max(1, pairs.length), i = Math.floor((event.offsetY - TOP - BANDS_H) / each), pair = pairs[i];
+    if (!pair || event.offsetY < TOP + BANDS_H) return [];
+    let at = 0;
+    for (let lo = 0, hi = known.t.length; lo < hi;) { const mid = (lo + hi) >> 1; if (known.t[mid] < t) { lo = mid + 1; at = lo; } else { hi = mid; at = mid; } }
+    return series(pair, i).map(([j, feature]) => {
+      const v = known.v[3 * j]?.[Math.min(at, known.t.length - 1)];
+      return `${feature ? pair.feature : pair.metric}: ${v === undefined || Number.isNaN(v) ? "no frame" : +v.toPrecision(3) + (feature || !pair.unit ? "" : " " + pair.unit)}`;
+    });
   }
 
   function tip(event, lines) {
@@ -308,16 +438,16 @@ window.idraw = (() => {
     box.style.top = `${Math.min(event.clientY + 16, innerHeight - box.offsetHeight - 60)}px`;
   }
 
+  const quantile = (q) => (ages.length < 20 ? null : [...ages].sort((a, b) => a - b)[Math.min(ages.length - 1, Math.floor(ages.length * q))]);
+
   return {
-    ready, frames, colours, stats, tip, clock,
-    place: (p) => { if (p.live && !place.live) shown = newest; place = p; dirty = true; },
+    ready, frames, colours, stats, tip, clock, ages, quantile,
+    age: () => (place.live && newest !== null && ages.length ? Date.now() - clock0 - place.wall : null),
     rows: (count) => { used = Math.max(count, 8); resized(); },
-    pairs: (list) => {
-      const key = JSON.stringify(list.map((p) => p && [p.feature, p.metric]));
-      if (key !== pairsKey) { pairsKey = key; ranges = []; }
-      pairs = list;
-      dirty = true;
-    },
+    pairs: (list) => { pairs = list; dirty = true; },
+    preview: (t) => { preview = t; dirty = true; },
+    repaint: () => { dirty = true; },
     gone: () => { newest = null; },
+    shot: (name) => ({ canvas: canvases[name], left: (sizes.get(canvases[name]) ?? {}).left, span: place.live ? shown : place.end }),
   };
 })();

@@ -2,7 +2,7 @@
 
 There is one feed for each environment and source of features that somebody looks at. Every session asks `Feed.pull()` on
 its own callback; at most once in `PULL_S` does it read. What it read is kept as counted rows and columns, so a slow page takes
-several steps at once; whenever what is drawn changes its rows, pairs or rate, there is another `drawing`.
+several steps at once. Every choice of rows and pairs that a page looks at has its drawing, which grows with the frames.
 A database that is missing, locked, damaged or replaced is a state to show, never an error to raise.
 """
 
@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
-from typing import Final
+from typing import Any, Final
+from weakref import WeakSet
 
 import numpy as np
+import numpy.typing as npt
 
 from interlatent_live.analyzer.records import (
     BatchRow,
@@ -46,7 +47,7 @@ __all__ = ["METRICS", "PULL_S", "Feed"]
 log = logging.getLogger(__name__)
 
 METRICS: Final = 24
-PULL_S: Final = 0.08
+PULL_S: Final = 0.04
 SLOW_S: Final = 0.5
 """Between readings of what changes slowly: boots, sections, ledger, snapshots, episodes."""
 PATIENCE_S: Final = 1.0
@@ -66,11 +67,13 @@ _TIMELINE_LOOKS: Final = 4
 class Feed:
     """The state of one environment and one source of features of a database, as a page shows it."""
 
-    def __init__(self, path: Path, env: int = 0, source: str | None = None) -> None:
+    def __init__(self, path: Path, env: int = 0, source: str | None = None, boot: str | None = None) -> None:
         self.reader = Pages(path)
         self.path = Path(path)
-        self.env, self.source = env, source
-        """`source`: tap point and dictionary wanted, as `sources` names them; None: the analyzer's own preference."""
+        self.env, self.source, self.wanted = env, source, boot
+        """`source`: tap point and dictionary wanted, as `sources` names them; None: the analyzer's own preference. `wanted`: boot."""
+        self.boots: list[Boot] = []
+        """All starts of the agent, oldest first."""
         self.problem = ""
         """Why the database cannot be read just now, '' while it can."""
         self.failures = 0
@@ -79,7 +82,6 @@ class Feed:
         self._pulled = self._slow_at = -float("inf")
         self._identity: tuple[int, int] | None = None
         self._failing_since: float | None = None
-        self._ages: deque[float] = deque(maxlen=10)
         self._reset(None)
 
     def _reset(self, boot: Boot | None) -> None:
@@ -107,17 +109,20 @@ class Feed:
         self.metrics: tuple[str, ...] = ()
         self.pairs: tuple[Pair, ...] = ()
         self.duty: dict[int, float] = {}
+        self.shares: dict[int, float] = {}
+        """Share of frames in which each feature that was ever active is."""
         self.newest_wall_ns: int | None = None
         self._sections: list[int] = []
         self._last_batch = 0
         self._committed_at = -float("inf")
         self._returns: tuple[int, float | None] = (-1, None)
         self._step = -1
-        self._ages.clear()
+        self.learnt: Mapping[str, Any] | None = None
+        """What the explainer says of itself."""
         self._counted: tuple[int, int] | None = None
         self._blocks: Blocks | None = None
         self._maxima = np.zeros(0, np.float32)
-        self.drawing = Drawing((), (), self._maxima, 0, (), 0.02)
+        self._begin_drawing()
 
     # what pages ask
 
@@ -136,15 +141,15 @@ class Feed:
         """Sum of the rewards of the running episode; None unless it was seen from its beginning."""
         return self._returns[1]
 
-    def age_ms(self) -> float | None:
-        """Age of the newest frame by the wall clocks of agent and page: its median over the last pulls, growing in silence."""
-        if not self._ages:
-            return None
-        silence_ms = 1e3 * (time.monotonic() - self._committed_at)
-        return median(self._ages) if silence_ms < 1e3 else self._ages[-1] + silence_ms
+    @property
+    def newest(self) -> bool:
+        """Whether this is the agent's newest start."""
+        return self.boot is None or not self.boots or self.boots[-1].boot == self.boot.boot
 
     def freshness(self) -> Freshness:
         """State of the run now."""
+        if not self.newest:
+            return Freshness("ENDED", "an earlier start of the agent")
         silence = time.monotonic() - self._committed_at
         analyzer = None if self.ledger is None else time.time() - self.ledger.updated_wall_ns / 1e9
         return freshness(self.boot, bool(self.window), silence, analyzer)
@@ -194,8 +199,8 @@ class Feed:
             log.debug("pull failed: %s", error)
 
     def _pull_frame_of_reference(self) -> None:
-        boots = self.reader.boots()
-        boot = boots[-1] if boots else None
+        self.boots = self.reader.boots()
+        boot = next((b for b in self.boots if b.boot == self.wanted), self.boots[-1] if self.boots else None)
         if boot is None:
             return
         if self.boot is None or boot.boot != self.boot.boot:
@@ -212,7 +217,8 @@ class Feed:
             self.dictionary = self.reader.dictionary(section.dictionary_hash)
             self.rows, self.pairs, self.metrics, self.snapshot = (), (), (), None
             self.window, self._last_batch = Window(SPAN_S + 2), 0
-            self.drawing, self._counted, self.non_finite = Drawing((), (), self._maxima, 0, (), 0.02), None, 0
+            self._counted, self.non_finite = None, 0
+            self._begin_drawing()
             self.explanations, self._blocks, self.learning, self.timeline = {}, None, Learning(), Timeline()
         self.section = section
         alike = (s.id for s in sections if s.dictionary_hash == section.dictionary_hash and s.point == section.point)
@@ -241,16 +247,17 @@ class Feed:
             self._committed_at = now - max(0.0, ago)
         else:
             self._committed_at = now
-        self._ages.append(1e3 * age)
         self.window.extend(pieces)
         for part in pieces:
             self._note_episodes(part)
         if not self.rows or not self._same_period():
             self._choose_rows()
+            self._drawings.clear()  # none of them was pushed: pages see that theirs no longer grows, and ask again
             self._redraw()
         else:
-            for part in pieces:
-                self.drawing.push(part)
+            for drawing in self._drawings:
+                for part in pieces:
+                    drawing.push(part)
         newest = self.reader.picture(boot, self.env)
         if newest is not None and (self.picture is None or newest.seq != self.picture.seq):
             self.picture = newest
@@ -270,7 +277,8 @@ class Feed:
         names = self.reader.scalar_names(self.boot.boot)
         self.scalars = {n: [(r.step, r.value) for r in self.reader.scalars(self.boot.boot, n, 120)] for n in names[:SCALARS]}
         if self.slow % _TIMELINE_LOOKS == 0 or not self.timeline.whole:
-            self.timeline.look(self.reader, self.boot.boot, self.env, self._sections)
+            start_ns = self.manifest.started_monotonic_ns if self.manifest else 0
+            self.timeline.look(self.reader, self.boot.boot, self.env, self._sections, start_ns)
         self._pull_sentences()
         if self.section is None:
             return
@@ -294,6 +302,7 @@ class Feed:
         self.explained = self.reader.explained()
         if not self.explained or self.boot is None:
             return
+        self.learnt = self.reader.explainer_status()
         after = self.lines[-1].id if self.lines else 0
         new = [line for line in self.reader.narration(self.boot.boot, after, LINES) if line.env == self.env]
         self.lines = [*self.lines, *new][-LINES:]
@@ -329,14 +338,18 @@ class Feed:
 
     # the past
 
-    def clip(self) -> Clip | None:
-        """A window of the past, drawn with the rows and pairs of now; None while there is nothing."""
+    def frames(self) -> Piece | None:
+        """The newest frames as one piece."""
+        return merge(list(self.window))
+
+    def clip(self, drawing: Drawing | None = None) -> Clip | None:
+        """A window of the past, drawn like `drawing`, or with the rows and pairs of now; None while there is nothing."""
         if self.boot is None or self.manifest is None or not self.window:
             return None
         if self._blocks is None or self._blocks.sections != tuple(self._sections):
             start, metrics = self.manifest.started_monotonic_ns, len(self.manifest.metrics)
             self._blocks = Blocks(self.reader, self.boot.boot, tuple(self._sections), start, self.env, metrics)
-        return Clip(self._blocks, self.drawing)
+        return Clip(self._blocks, drawing or self.drawing)
 
     # choosing and drawing
 
@@ -356,20 +369,56 @@ class Feed:
             maximum = np.maximum(maximum, activity.maximum)
         rows = choose_rows(active, frames, ROWS, self.rows, silent, changes=CHANGES)
         self.duty = {f: float(active[f]) / max(frames, 1) for f in rows}
+        self.shares = {int(f): float(active[f]) / max(frames, 1) for f in np.flatnonzero(active)}
         if rows != self.rows or not len(self._maxima):
             self.rows = rows
             self._maxima = maximum[list(rows)].astype(np.float32)
             self.pairs = choose_pairs(self.snapshot, rows, PAIRS, self.pairs)
 
+    def _begin_drawing(self) -> None:
+        self.drawing = Drawing((), (), self._maxima, 0, (), 0.02)
+        self._drawings: WeakSet[Drawing] = WeakSet((self.drawing,))
+
     def _redraw(self) -> None:
         """Draw all that is kept again: rows, strips or the rate of frames changed."""
         period = self.window.period_s or (self.manifest and self.manifest.step_period_s) or 0.02
+        self.drawing = self._draw(self.rows, self.pairs, self._maxima, max(period, 1e-6))
+
+    def _draw(self, rows: tuple[int, ...], pairs: tuple[Pair, ...], maxima: npt.NDArray[np.float32], period_s: float) -> Drawing:
         features = self.dictionary.features if self.dictionary is not None else 0
         names = self.manifest.metric_names if self.manifest else ()
-        self.drawing = Drawing(self.rows, self.pairs, self._maxima, features, names, max(period, 1e-6))
+        made = Drawing(rows, pairs, maxima, features, names, period_s)
         kept = merge(list(self.window))
         if kept is not None:
-            self.drawing.push(kept)
+            made.push(kept)
+        self._drawings.add(made)
+        return made
+
+    def grows(self, drawing: Drawing) -> bool:
+        """Whether new frames are drawn there."""
+        return drawing in self._drawings
+
+    def drawn(self, pins: Sequence[Pair] = (), like: Drawing | None = None) -> Drawing:
+        """The drawing with these strips first. `like`: one whose rows shall stay; it comes back if nothing of it changed."""
+        rows, maxima = (like.rows, like.maxima) if like is not None and like.rows and like.features else (self.rows, self._maxima)
+        pairs = self.strips(pins)
+        if like is not None and like in self._drawings and (like.rows, like.pairs) == (rows, pairs):
+            return like
+        if (rows, pairs) == (self.drawing.rows, self.drawing.pairs):
+            return self.drawing
+        features = self.dictionary.features if self.dictionary is not None else 0
+        if like is not None and like.features != features:
+            rows, maxima = self.rows, self._maxima
+        found = next((d for d in self._drawings if (d.rows, d.pairs) == (rows, pairs)), None)
+        return found or self._draw(rows, pairs, maxima, self.drawing.period_s)
+
+    def strips(self, pins: Sequence[Pair], kept: Sequence[Pair] | None = None) -> tuple[Pair, ...]:
+        """What is pinned and exists, then what goes together; or `kept`, without what is no longer pinned, for the rest."""
+        features = self.dictionary.features if self.dictionary is not None else 0
+        names = set(self.manifest.metric_names) if self.manifest else set()
+        first = [p for p in pins if (p.feature is None or p.feature < features) and (p.metric is None or p.metric in names)]
+        rest = self.pairs if kept is None else kept
+        return (*first, *(p for p in rest if p not in first))[: max(PAIRS, len(first))]
 
     def _note_episodes(self, part: Piece) -> None:
         episode, total = self._returns

@@ -10,24 +10,24 @@ __all__ = ["Hub"]
 
 
 class Hub:
-    """The feeds that somebody looks at, by environment and source of features."""
+    """The feeds that somebody looks at, by boot, environment and source of features."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._feeds: dict[tuple[int, str | None], Feed] = {}
-        self._users: dict[tuple[int, str | None], int] = {}
+        self._feeds: dict[tuple[int, str | None, str | None], Feed] = {}
+        self._users: dict[tuple[int, str | None, str | None], int] = {}
 
-    def take(self, env: int = 0, source: str | None = None) -> Feed:
-        """A feed, to be handed back by `drop`."""
-        key = env, source
+    def take(self, env: int = 0, source: str | None = None, boot: str | None = None) -> Feed:
+        """A feed, to be handed back by `drop`. `boot`: None for the newest."""
+        key = env, source, boot
         if key not in self._feeds:
-            self._feeds[key], self._users[key] = Feed(self.path, env, source), 0
+            self._feeds[key], self._users[key] = Feed(self.path, env, source, boot), 0
         self._users[key] += 1
         return self._feeds[key]
 
     def drop(self, feed: Feed) -> None:
         """Hand a feed back; the last one to do so closes it."""
-        key = feed.env, feed.source
+        key = feed.env, feed.source, feed.wanted
         self._users[key] -= 1
         if not self._users[key]:
             self._feeds.pop(key).reader.close()

@@ -22,24 +22,30 @@ window.ilive = (() => {
 
   function ready(args) {
     models = args;
-    window.itime.ready(args.control);
     colours();
     dark.addEventListener("change", colours);
     if (args.state.data.json[0]) state(args.state);
     picture(args.picture);
     window.idraw.ready(args);
-    if (args.place.data.json[0]) place(args.place);
     if (args.timeline.data.json[0]) timeline(args.timeline);
-    for (const name of ["env", "source"]) {
+    frames(args.frames);
+    window.ilists.ready();
+    if (args.features.data.json[0]) window.ilists.features(args.features);
+    window.ikeys.ready();
+    window.isave.ready(args);
+    for (const name of ["env", "source", "boot"]) {
       document.querySelector(`[data-select=${name}]`).addEventListener("change", (e) => {
-        window.itime.send({ op: "look", [name]: name === "env" ? Number(e.target.value) : e.target.value });
+        window.itime.send({ op: "look", [name]: name === "env" ? Number(e.target.value) : e.target.value, ...(name === "boot" ? { at: null } : {}) });
       });
     }
+    window.itime.ready(args.control);
   }
 
-  function place(source) {
+  function frames(source) {
+    if (!models || !source.data.json[0]) return;
+    window.idraw.frames(source);
     const p = JSON.parse(source.data.json[0]);
-    window.idraw.place(p);
+    window.ilists.tab(p.tab);
     window.itime.moved(p);
   }
 
@@ -83,12 +89,14 @@ window.ilive = (() => {
       const value = s.text[e.dataset.text];
       if (value !== undefined && !(e.dataset.text === "run" && value === "")) quantity(e, value);
     });
+    if (s.text.agent === s.text.run) text(document.querySelector("[data-text=agent]"), "");
     const note = document.querySelector(".note");
-    note.hidden = !s.note || s.view !== "running" || s.state === "ENDED";
+    note.hidden = !s.note || s.view !== "running" || (s.state === "ENDED" && !s.calm);
+    note.classList.toggle("calm", s.calm);
     document.querySelector(".pill").title = s.note;
     text(document.querySelector("#golive"), s.state === "ENDED" ? "GO TO END" : "GO LIVE");
     text(note, s.note);
-    text(document.querySelector(".why"), s.note);
+    text(document.querySelector(".why-not"), s.note);
     document.title = (s.state === "LIVE" ? "● " : "") + (s.text.run ? s.text.run + " – " : "") + "Interlatent Live";
     document.querySelector(".picture img").alt = `${s.text.environment} at episode ${s.text.episode}, step ${s.text.step}`;
     all("[data-lacks]").forEach((e) => {
@@ -104,11 +112,15 @@ window.ilive = (() => {
     select("source", Object.keys(s.sources).length > 1 ? Object.entries(s.sources) : [], s.source);
     labels(s.rows);
     window.idraw.pairs(s.pairs);
-    lines(s.lines);
+    select("boot", s.boots.length > 1 ? s.boots : [], s.boot);
+    window.ilists.lines(s.lines);
     scalars(s.scalars);
-    all("[data-pair]").forEach((e) => pair(e, s.pairs[Number(e.dataset.pair)]));
+    titles(s.pairs);
     flow(s.flow);
-    vitals(s.vitals);
+    body.dataset.trouble = s.trouble ? "yes" : "no";
+    values(document.querySelector(".services"), s.services);
+    costs = s.vitals;
+    values(document.querySelector(".vitals"), [...measured, ...costs]);
   }
 
   function select(name, options, value) {
@@ -121,49 +133,29 @@ window.ilive = (() => {
     if (document.activeElement !== element && element.value !== value) element.value = value;
   }
 
-  // Names at the left of the raster's rows, shares at their right.
+  // Names at the left of the raster's rows, shares at their right. A name pins its feature.
   function labels(list) {
     const key = JSON.stringify(list);
     const host = document.querySelector(".rows");
     if (host.dataset.key === key) return;
     host.dataset.key = key;
     rows = list;
-    const said = list.some((row) => row.said);
+    const said = list.some((row) => row.said), focused = document.activeElement?.dataset?.row;
     document.querySelector("main").classList.toggle("labelled", said);
     window.idraw.rows(list.length);
     const empty = Array.from({ length: Math.max(0, 8 - list.length) }, () => node("li"));
     host.replaceChildren(...list.map((row) => {
-      const item = node("li"), name = node("span", "n");
-      name.append(node("b", "", row.name));
-      if (row.said) {
-        name.append(node("span", "l", row.said.label), node("span", row.said.stale ? "s stale" : "s", row.said.score));
-        name.title = row.said.about;
-      }
+      const item = node("li"), name = node("button", "n");
+      name.dataset.row = row.feature;
+      name.setAttribute("aria-pressed", String(row.pinned));
+      name.title = row.said ? `${row.said.about}\nClick to pin or unpin` : "Click to pin or unpin";
+      name.append(node("span", "pin"), node("b", "", row.name));
+      if (row.said) name.append(node("span", "l", row.said.label), node("span", row.said.stale ? "s stale" : "s", row.said.score));
+      name.addEventListener("click", () => window.itime.send({ op: "pin", what: String(row.feature) }));
       item.append(name, node("span", "d", row.duty));
       return item;
     }), ...empty);
-  }
-
-  function lines(list) {
-    const host = document.querySelector(".lines"), key = JSON.stringify(list);
-    if (host.dataset.key === key) return;
-    host.dataset.key = key;
-    host.replaceChildren(...list.map((line) => {
-      const item = node("li", `k-${/^[a-z]+$/.test(line.kind) ? line.kind : "other"}`), go = node("button", "go", `${line.time} · episode ${line.episode} · step ${line.step}`);
-      go.title = "Show this moment";
-      go.addEventListener("click", () => window.itime.send({ op: "seek", to: line.seq }));
-      item.append(go, node("span", "kind", line.kind), node("p", "", line.text));
-      if (line.chips.length) {
-        const chips = node("p", "chips");
-        line.chips.forEach((c) => {
-          const chip = node("span", c.score === "unscored" ? "chip un" : "chip");
-          chip.append(node("b", "", c.feature), c.label ? ` ${c.label} ` : " ", node("i", "", c.score));
-          chips.append(chip);
-        });
-        item.append(chips);
-      }
-      return item;
-    }));
+    if (focused !== undefined) host.querySelector(`[data-row="${focused}"]`)?.focus();
   }
 
   // What the training loop logs: a small line each.
@@ -191,16 +183,29 @@ window.ilive = (() => {
     }));
   }
 
-  function pair(element, p) {
-    const key = JSON.stringify(p);
-    if (element.dataset.key === key) return;
-    element.dataset.key = key;
-    element.replaceChildren();
-    if (!p) return;
-    element.append(node("b", "f", p.feature));
-    if (p.metric) element.append(node("b", "m", p.unit ? `${p.metric}, ${p.unit}` : p.metric));
-    if (p.r) element.append(node("b", "r", p.r));
-    element.append(node("span", "i", p.metric ? p.interval : "no significant correlation yet"));
+  function titles(list) {
+    const host = document.querySelector(".titles"), key = JSON.stringify(list);
+    if (host.dataset.key === key) return;
+    const focused = document.activeElement?.dataset?.pin;
+    host.dataset.key = key;
+    host.replaceChildren(...list.map((p, i) => {
+      const made = node("h3"), pin = node("button");
+      made.dataset.pair = i;
+      pin.dataset.pin = p.pin;
+      pin.title = p.pinned ? "Unpin" : "Pin: keep this strip";
+      pin.setAttribute("aria-label", `Pin ${[p.feature, p.metric].filter(Boolean).join(" and ")}`);
+      pin.setAttribute("aria-pressed", String(p.pinned));
+      pin.append(node("span", "pin"));
+      pin.addEventListener("click", () => window.itime.send({ op: "pin", what: p.pin }));
+      made.append(pin);
+      if (p.feature) made.append(node("b", "f", p.label ? `${p.feature} ${p.label}` : p.feature));
+      if (p.metric) made.append(node("b", "m", p.unit ? `${p.metric}, ${p.unit}` : p.metric));
+      if (p.r) made.append(node("b", "r", p.r));
+      if (p.r && p.interval) made.lastChild.append(node("span", "i", "  " + p.interval));
+      made.title = [p.label, p.metric, p.r, p.interval].filter(Boolean).join(" · ");
+      return made;
+    }));
+    if (focused !== undefined) [...host.querySelectorAll("button")].find((b) => b.dataset.pin === focused)?.focus();
   }
 
   function flow(stages) {
@@ -223,16 +228,23 @@ window.ilive = (() => {
     });
   }
 
-  function vitals(values) {
-    const list = document.querySelector(".vitals");
-    if (list.children.length !== values.length) {
-      list.replaceChildren(...values.map(() => {
+  let costs = [], measured = [];
+  // What this page measures itself: the age of what it draws.
+  function aged(mid, worst) {
+    const ms = (v) => (v === null ? "–" : `${Math.round(v)}\u202fms`);
+    measured = [{ name: "age of what is drawn here, median", value: ms(mid) }, { name: "age of what is drawn here, p99", value: ms(worst), kind: worst > 250 ? "bad" : "" }];
+    values(document.querySelector(".vitals"), [...measured, ...costs]);
+  }
+
+  function values(list, rows) {
+    if (list.children.length !== rows.length) {
+      list.replaceChildren(...rows.map(() => {
         const item = node("div");
         item.append(node("dt"), node("dd"));
         return item;
       }));
     }
-    values.forEach((v, i) => {
+    rows.forEach((v, i) => {
       list.children[i].className = v.kind ?? "";
       list.children[i].title = v.about ?? "";
       text(list.children[i].children[0], v.name);
@@ -257,5 +269,5 @@ window.ilive = (() => {
     }, 1000);
   }
 
-  return { ready, lost, state, picture, place, timeline, frames: () => { if (models) window.idraw.frames(); }, row: (i) => rows[i] };
+  return { ready, lost, state, picture, frames, timeline, aged, features: (source) => window.ilists.features(source), file: (source) => window.isave.file(source), row: (i) => rows[i] };
 })();

@@ -1,71 +1,60 @@
-"""One session: one browser tab, kept in step with a shared feed and its own cursor by a callback every 100 ms."""
+"""One session: one browser tab, kept in step with a shared feed and its own cursor by a callback every 50 ms."""
 
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import logging
 import math
+import time
 from collections.abc import Callable, Mapping
-from importlib.resources import files
 from typing import Any, Final
 
-import numpy as np
 from bokeh.document import Document
-from bokeh.models import ColumnDataSource, CustomJS
-from jinja2 import Environment
+from bokeh.models import CustomJS
 
 from interlatent_live.analyzer.records import Snapshot
 from interlatent_live.stream.errors import StoreError
 from interlatent_live.viewer import panels
+from interlatent_live.viewer.assets import template
 from interlatent_live.viewer.cursor import Cursor
-from interlatent_live.viewer.drawing import PAIRS, ROWS, SPAN_S, Drawing
+from interlatent_live.viewer.drawing import ROWS, SPAN_S, Drawing
 from interlatent_live.viewer.feed import METRICS, Feed
 from interlatent_live.viewer.heatmap import cells
 from interlatent_live.viewer.hub import Hub
-from interlatent_live.viewer.learning import stale_reason
-from interlatent_live.viewer.says import labels, sentences
-from interlatent_live.viewer.summary import flow, header, moment, pairs, scalars, vitals
+from interlatent_live.viewer.increments import Increments
+from interlatent_live.viewer.sheet import sheet
+from interlatent_live.viewer.state import features, state
 from interlatent_live.viewer.text import plain
 from interlatent_live.viewer.theme import GLYPHS, bokeh_theme
+from interlatent_live.viewer.view import MAX_PINS, TABS, View, pin_of
 
 __all__ = ["PERIOD_MS", "Page", "application"]
 
 log = logging.getLogger(__name__)
-PERIOD_MS: Final = 100
-_HERE = files(__package__)
-
-
-def _template() -> Any:
-    environment = Environment(autoescape=False)  # Bokeh hands in markup of its own; nothing of a run's is put in here
-    source = _HERE.joinpath("template.html").read_text(encoding="utf-8")
-    for name in ("page.css", "draw.js", "time.js", "page.js"):
-        source = source.replace(f"/* {name} */", _HERE.joinpath(name).read_text(encoding="utf-8"))
-    return environment.from_string(source)
-
-
-_TEMPLATE: Final = _template()
+PERIOD_MS: Final = 50
+_HELD_S: Final = 60.0
+"""How long pointing at rows keeps them; a pointer that was left there does not stop them for ever."""
+_TEMPLATE: Final = template()
 _THEME: Final = bokeh_theme()
-
-
-def _percent(share: float) -> str:
-    return "<\u202f1\u202f%" if 0 < share < 0.005 else f"{100 * share:.0f}\u202f%"
 
 
 class Page:
     """The models of one document and what they last saw of the feed."""
 
-    def __init__(self, document: Document, hub: Hub) -> None:
-        self.hub, self.feed = hub, hub.take()
-        self.cursor = Cursor(self.feed)
-        self.slow = self.answered = -1
-        self.count, self.head, self.bases = 0, -1, [-1, -1]
-        self.drawing: Drawing = self.cursor.drawing
-        self.picture: tuple[str, int] = ("", -1)
-        self.snapshot: Snapshot | None = None
-        self.sent: dict[str, Any] = {}
-        self.sources = panels.Sources(tiles=ColumnDataSource(self._tiles()), strips=ColumnDataSource(self._strips()))
+    def __init__(self, document: Document, hub: Hub, view: View) -> None:
+        self.hub = hub
+        self.pins, self.tab, self.note = view.pins, view.tab, ""
+        self.wanted: View | None = view
+        """The view of the address, until there are frames to open it on."""
+        self.held_until = 0.0
+        self.greeted = False
+        """Whether the browser has taken the whole and now needs what is new alone."""
+        self.answered = -1
+        self.sources = panels.Sources()
         self.panels = panels.build(self.sources, ROWS, METRICS)
+        self._look_at(hub.take(view.env, view.source, view.boot), view.speed)
         document.js_on_event("document_ready", self._wire())
         document.js_on_event("connection_lost", CustomJS(code="window.ilive.lost()"))
         document.config.update(reconnect_session=False, notify_connection_status=False)  # page.js does both
@@ -78,18 +67,24 @@ class Page:
         self.tick()
         document.add_periodic_callback(self.tick, PERIOD_MS)
 
+    def _look_at(self, feed: Feed, speed: float) -> None:
+        self.feed, self.cursor = feed, Cursor(feed, speed)
+        self.slow = -1
+        self.live: Drawing = feed.drawing
+        """What is drawn while live."""
+        self.increments = Increments()
+        self.picture: tuple[str, int] = ("", -1)
+        self.snapshot: Snapshot | None = None
+        self.sent: dict[str, Any] = {}
+
     def _wire(self) -> CustomJS:
         """Hand the browser what it draws by itself: texts, the picture, raster and strips, the timeline, and the colours."""
-        s, p = self.sources, self.panels
-        own = {"tiles": s.tiles, "strips": s.strips, "state": s.state, "picture": s.picture, "place": s.place, "timeline": s.timeline}
-        p.heatmap.tags = [*own.values(), s.control]  # no figure draws them, and only what a root refers to is kept in step
-        models = {**own, "control": s.control, "span": SPAN_S, "height": ROWS, "glyphs": GLYPHS}
-        roles = {"models": [m for m, _, _ in p.roles], "roles": [[attr, role] for _, attr, role in p.roles]}
-        for name in ("state", "picture", "place", "timeline"):
-            own[name].js_on_change("data", CustomJS(code=f"window.ilive.{name}(cb_obj)"))
-        for name in ("tiles", "strips"):
-            for change in ("data", "streaming", "patching"):
-                own[name].js_on_change(change, CustomJS(code="window.ilive.frames()"))
+        own = self.sources.own()
+        self.panels.heatmap.tags = [*own.values(), self.sources.control]  # no figure draws them; only what a root refers to is kept in step
+        models = {**own, "control": self.sources.control, "cells": self.sources.cells, "span": SPAN_S, "height": ROWS, "glyphs": GLYPHS}
+        roles = {"models": [m for m, _, _ in self.panels.roles], "roles": [[attr, role] for _, attr, role in self.panels.roles]}
+        for name, source in own.items():
+            source.js_on_change("data", CustomJS(code=f"window.ilive.{name}(cb_obj)"))
         names = ", ".join([*models, *roles])
         return CustomJS(args={**models, **roles}, code=f"window.ilive.ready({{{names}}})")
 
@@ -102,34 +97,109 @@ class Page:
     def _obey(self, _attr: str, _old: Any, new: Mapping[str, Any]) -> None:
         """What the browser's controls ask; several may come at once."""
         try:
-            commands = json.loads(new["json"][0] or "[]")
-            for command in commands:
-                self._change(command) if command.get("op") == "look" else self.cursor.obey(command)
+            for command in json.loads(new["json"][0] or "[]"):
+                self._do(command)
                 self.answered = int(command.get("n", self.answered))
         except StoreError as error:  # a locked moment: the browser shows that nothing came, and asks again
             log.debug("not obeyed: %s", error)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
             log.debug("a command that makes no sense: %s", error)
         self._show(hurried=not self.cursor.live)
 
+    def _do(self, command: Mapping[str, Any]) -> None:
+        op = command["op"]
+        if op == "hello":
+            self.greeted = True
+        elif op == "look":
+            self._change(command)
+        elif op == "hold":
+            self.held_until = time.monotonic() + _HELD_S if command["on"] else 0.0
+        elif op == "tab" and command["to"] in TABS:
+            self.tab = command["to"]
+        elif op == "pin":
+            self._pin(str(command["what"]))
+        elif op == "csv":
+            self._csv()
+        elif op == "live" and not self.feed.newest:
+            self._change({"boot": None, "at": None})
+        else:
+            self.cursor.obey(command, self.live)
+
+    def _pin(self, what: str) -> None:
+        """Pin or unpin; the slow panels follow."""
+        pin = pin_of(what)
+        if pin in self.pins:
+            self.pins = tuple(p for p in self.pins if p != pin)
+        elif pin is not None and len(self.pins) < MAX_PINS:
+            self.pins = (*self.pins, pin)
+        elif pin is not None:
+            self.note = f"{MAX_PINS} strips are pinned; unpin one first"
+        self.held_until, self.slow = 0.0, -1
+
     def _change(self, command: Mapping[str, Any]) -> None:
-        """Look at another environment or another source of features."""
-        source = command.get("source") or self.feed.source
-        env, most = int(command.get("env", self.feed.env)), self.feed.manifest.num_envs if self.feed.manifest else 1
-        if not 0 <= env < most or (source is not None and source not in self.feed.sources):
+        """Look at another start, environment or source of features; the cursor stays at its frame if there is one."""
+        feed = self.feed
+        source, boot = command.get("source") or feed.source, command.get("boot", feed.wanted)
+        env, most = int(command.get("env", feed.env)), feed.manifest.num_envs if feed.manifest else 1
+        known = {b.boot for b in feed.boots[:-1]}
+        if not 0 <= env < most or (source is not None and source not in feed.sources):
             return
-        before, self.feed = self.feed, self.hub.take(env, source)
+        at = command.get("at", None if self.cursor.clip is None or boot != feed.wanted else self.cursor.clip.seq)
+        before, speed = feed, self.cursor.speed
+        taken = self.hub.take(env, source, boot if boot in known else None)
+        self._look_at(taken, speed)
         self.hub.drop(before)
         self.feed.pull()
-        self.cursor, self.sent, self.slow, self.picture = Cursor(self.feed), {}, -1, ("", -1)
+        self.wanted = View(at=at, speed=speed, pins=self.pins, tab=self.tab)
+        self._open()
+
+    def _open(self) -> None:
+        """Go where the address points, as soon as there are frames."""
+        if self.wanted is None or not self.feed.window:
+            return
+        view, self.wanted = self.wanted, None
+        boot = self.feed.boot.boot if self.feed.boot else ""
+        if view.boot is not None and view.boot != boot:
+            self.note = "this database does not hold the start of the agent that the address names; the newest is shown"
+        elif view.at is not None:
+            self.cursor.obey({"op": "seek", "to": view.at}, self.live)
+            if view.playing:
+                self.cursor.obey({"op": "play"}, self.live)
+            if view.loop is not None:
+                self.cursor.loop = view.loop
+
+    @property
+    def view(self) -> View:
+        """What is looked at now."""
+        if self.wanted is not None:
+            return dataclasses.replace(self.wanted, pins=self.pins, tab=self.tab)
+        clip, feed = self.cursor.clip, self.feed
+        boot = feed.boot.boot if feed.boot and (clip is not None or not feed.newest) else None
+        return View(
+            boot=boot, env=feed.env, source=feed.source, at=None if clip is None else clip.seq, playing=self.cursor.playing,
+            speed=self.cursor.speed, loop=self.cursor.loop, pins=self.pins, tab=self.tab,
+        )  # fmt: skip
+
+    def _csv(self) -> None:
+        """Send the frames in sight as a table."""
+        clip, feed = self.cursor.clip, self.feed
+        frames = feed.frames() if clip is None else clip.frames
+        if frames is None or feed.manifest is None:
+            return
+        drawing = self.cursor.drawing(self.live)
+        end = (feed.newest_t or 0.0) if clip is None else clip.end
+        text = sheet(frames, end - SPAN_S, end, drawing, feed.manifest, {f: feed.label(f) for f in drawing.shown})
+        self.sources.file.data = {"name": [f"{feed.manifest.run}-{int(frames.seq[-1])}.csv"], "text": [text]}
 
     # one step
 
     def tick(self) -> None:
         """Bring the page up to the feed and its cursor."""
-        feed = self.feed
-        feed.pull()
+        self.feed.pull()
         try:
+            if self.cursor.lost and self.cursor.clip is not None:  # the agent was started again: stay with what is looked at
+                self._change({"boot": self.cursor.boot, "at": self.cursor.clip.seq})
+            self._open()
             self.cursor.tick()
         except StoreError as error:
             log.debug("the past could not be read: %s", error)
@@ -137,24 +207,31 @@ class Page:
 
     def _show(self, *, hurried: bool = False) -> None:
         """Send what changed. `hurried`: what follows the cursor closely now, the rest with the next step."""
-        feed = self.feed
-        if self.drawing is not self.cursor.drawing:
-            self.drawing = self.cursor.drawing
-            self.sources.tiles.data, self.sources.strips.data = self._tiles(), self._strips()
-        else:
-            self._frames()
-        at = None if self.cursor.clip is None else self.cursor.clip.seq
+        feed, cursor = self.feed, self.cursor
+        staying = not cursor.live or time.monotonic() < self.held_until
+        if not (staying and feed.grows(self.live) and self.live.pairs == feed.strips(self.pins, self.live.pairs)):
+            self.live = feed.drawn(self.pins, self.live if staying else None)
+        drawing = cursor.drawing(self.live)
+        at = None if cursor.clip is None else cursor.clip.seq
         moved = self._differs("at", (at, feed.env, feed.source, feed.boot.boot if feed.boot else ""))
-        if moved or self.cursor.live:
+        if moved or cursor.live:
             self._picture(at)
         if moved or self.slow != feed.slow or self.sent.get("freshness") != feed.freshness().state:
-            if hurried:
-                self.slow = -1
+            if hurried or (moved and cursor.playing and self.slow == feed.slow and not self._due()):
+                self.slow = self.slow if cursor.playing else -1
             else:
                 self.slow = feed.slow
-                self._slow(at)
-            self._state(at)
-        self._place()
+                self._slow(at, drawing)
+            self._state(drawing)
+        self._frames(drawing)
+
+    def _due(self) -> bool:
+        """Twice a second: texts and figures that follow the cursor while it plays."""
+        now = time.monotonic()
+        if now - float(self.sent.get("due", 0.0)) < 0.5:
+            return False
+        self.sent["due"] = now
+        return True
 
     def _differs(self, name: str, value: Any) -> bool:
         """Whether it is another value than the one sent last."""
@@ -163,40 +240,21 @@ class Page:
         self.sent[name] = value
         return True
 
-    def _tiles(self) -> dict[str, list[Any]]:
-        raster = self.drawing.raster
-        self.bases, self.head = list(raster.bases), raster.head
-        return {"image": [tile.copy() for tile in raster.tiles], "base": list(raster.bases), "column_s": [raster.column_s] * 2}
-
-    def _columns(self, table: np.ndarray[Any, Any]) -> dict[str, Any]:
-        columns: dict[str, Any] = {"t": table[:, 0]}
-        for i in range(2 * PAIRS):
-            for k, name in enumerate("mlh"):
-                columns[f"{name}{i}"] = table[:, 1 + 3 * i + k].astype(np.float32)
-        return columns
-
-    def _strips(self) -> dict[str, Any]:
-        self.count = self.drawing.series.count
-        return self._columns(self.drawing.series.table)
-
-    def _frames(self) -> None:
-        series, raster, sources = self.drawing.series, self.drawing.raster, self.sources
-        if series.count > self.count:
-            new = series.since(self.count)
-            self.count = series.count
-            sources.strips.stream(self._columns(new), rollover=series.limit)
-        patches = raster.patches(self.bases, self.head)
-        if patches and raster.head != self.head:
-            images = [
-                ((p.tile, slice(0, ROWS), slice(p.first, p.last)), raster.tiles[p.tile][:, p.first : p.last].ravel())
-                for p in patches
-            ]
-            changes: dict[str, list[Any]] = {"image": images}
-            moved = [(i, base) for i, base in enumerate(raster.bases) if base != self.bases[i]]
-            if moved:
-                changes["base"] = moved
-            sources.tiles.patch(changes)
-            self.bases, self.head = list(raster.bases), raster.head
+    def _frames(self, drawing: Drawing) -> None:
+        """New lines and columns, and where the cursor is: one message."""
+        cursor, feed = self.cursor, self.feed
+        clip = cursor.clip
+        place: dict[str, Any] = {
+            "live": clip is None, "n": self.answered, "behind": cursor.behind, "boundaries": drawing.boundaries, "loop": cursor.loop,
+            "newest": int(feed.window.last.seq[-1]) if feed.window else 0, "t": feed.newest_t, "wall": (feed.newest_wall_ns or 0) / 1e6,
+            "playing": cursor.playing, "speed": cursor.speed, "view": self.view.query(), "tab": self.tab, "last": feed.newest,
+        }  # fmt: skip
+        if clip is not None:
+            place |= {"seq": clip.seq, "t": clip.t, "start": clip.start, "end": clip.end, "whole": clip.whole}
+        made = self.increments.take(drawing, whole=not self.greeted)
+        if self._differs("place", place) or made.new:
+            place |= {"now": time.time() * 1e3, **made.about}
+            self.sources.frames.data = {"t": [made.t], "v": [made.v], "tile": [made.tile], "json": [json.dumps(place)]}
 
     def _picture(self, at: int | None) -> None:
         feed = self.feed
@@ -212,36 +270,27 @@ class Page:
             uri = "" if picture is None else "data:image/jpeg;base64," + base64.b64encode(picture.data).decode("ascii")
             self.sources.picture.data = {"uri": [uri]}
 
-    def _place(self) -> None:
-        """Where the cursor is, for controls, timeline and canvases."""
-        cursor, feed = self.cursor, self.feed
-        clip = cursor.clip
-        place: dict[str, Any] = {
-            "live": clip is None, "n": self.answered, "behind": cursor.behind, "boundaries": self.drawing.boundaries,
-            "newest": int(feed.window.last.seq[-1]) if feed.window else 0, "t": feed.newest_t, "boot": feed.boot.boot if feed.boot else "",
-        }  # fmt: skip
-        if clip is not None:
-            place |= {"seq": clip.seq, "t": clip.t, "start": clip.start, "end": clip.end, "whole": clip.whole}
-        if self._differs("place", place):
-            self.sources.place.data = {"json": [json.dumps(place)]}
-
-    def _slow(self, at: int | None) -> None:
+    def _slow(self, at: int | None, drawing: Drawing) -> None:
         """What changes with seconds, and with the cursor."""
         feed = self.feed
         snapshot = self._snapshot(at)
-        if self._differs("snapshot", (snapshot.id if snapshot else None, feed.rows, feed.metrics)):
+        if self._differs("snapshot", (snapshot.id if snapshot else None, drawing.rows, feed.metrics)):
             self.snapshot = snapshot
-            names = {f: feed.label(f) for f in feed.rows}
-            self.sources.cells.data = cells(snapshot, self.drawing.rows, self._metrics(), ROWS, names)
-            self.panels.fit(len(self.drawing.rows), [feed.label(f) for f in self.drawing.rows], [plain(m, 21) for m in self._metrics()])
+            names = {f: feed.label(f) for f in drawing.rows}
+            self.sources.cells.data = cells(snapshot, drawing.rows, self._metrics(), ROWS, names)
+            self.panels.fit(len(drawing.rows), [feed.label(f) for f in drawing.rows], [plain(m, 21) for m in self._metrics()])
         if self._differs("quality", (feed.quality[-1] if feed.quality else None, len(feed.learning.points))):
             self.panels.draw_quality(self.sources, feed.quality, feed.learning.points, _quoted(feed))
         done = [e for e in feed.episodes if e.complete]
         if self._differs("episodes", done):
             self.panels.draw_episodes(self.sources, done)
         if self._differs("timeline", (feed.timeline.version, len(feed.lines), feed.boot)):
-            marks = [[line.seq, line.kind, plain(line.text, 120)] for line in feed.lines if line.kind != "steady"]
+            marks = [[line.seq, line.kind, plain(line.text, 120), line.time_s] for line in feed.lines if line.kind != "steady"]
             self.sources.timeline.data = {"json": [json.dumps({**feed.timeline.data, "marks": marks})]}
+        if self.tab == "features":
+            text = json.dumps(features(feed, self.pins))
+            if self._differs("features", text):
+                self.sources.features.data = {"json": [text]}
 
     def _metrics(self) -> tuple[str, ...]:
         """The heatmap's columns, as far as its snapshot knows them."""
@@ -262,51 +311,10 @@ class Page:
             log.debug("no correlations: %s", error)
             return self.snapshot
 
-    def _state(self, at: int | None) -> None:
+    def _state(self, drawing: Drawing) -> None:
         """Texts, twice a second and whenever the state or the cursor changes: numbers that flicker cannot be read."""
-        feed, drawing = self.feed, self.drawing
-        fresh = feed.freshness()
-        self.sent["freshness"] = fresh.state
-        dictionary, manifest = feed.dictionary, feed.manifest
-        quality = next((q for q in reversed(feed.quality) if at is None or q.first_seq <= at), None)
-        speed = feed.window.steps_per_s if fresh.state == "LIVE" else None
-        age = None if fresh.state == "ENDED" else feed.age_ms()
-        names = {f: feed.label(f) for f in range(dictionary.features)} if dictionary else {}
-        state = {
-            "view": "running" if feed.window else "problem" if feed.problem else "empty" if feed.boot is None else "waiting",
-            "state": fresh.state,
-            "note": feed.problem or fresh.note,
-            "db": str(feed.path),
-            "text": {
-                **header(manifest, dictionary, feed.ledger, quality, speed, age, feed.window.last if feed.window else None),
-                **moment(manifest, self.cursor.moment(), self.cursor.returned()),
-            },
-            "stale": stale_reason(manifest, feed.section, dictionary),
-            "flow": flow(feed.ledger),
-            "vitals": vitals(feed.ledger, feed.non_finite),
-            "rows": [
-                {"name": names.get(f, ""), "duty": _percent(feed.duty.get(f, 0)), "said": said}
-                for f, said in zip(drawing.rows, labels(drawing.rows, feed.explanations), strict=True)
-            ],
-            "pairs": pairs(drawing.pairs, PAIRS, self.snapshot, manifest, names),
-            "neurons": dictionary is not None and dictionary.kind == "neurons",
-            "envs": manifest.num_envs if manifest else 1, "env": feed.env,
-            "sources": feed.sources, "source": feed.source_key,
-            "lines": sentences(feed.lines, at, names),
-            "scalars": scalars(feed.scalars),
-            "has": {
-                "features": bool(drawing.rows),
-                "correlations": self.snapshot is not None,
-                "metrics": bool(manifest and manifest.metrics),
-                "picture": feed.picture is not None,
-                "quality": any(q.fvu is not None for q in feed.quality),
-                "episodes": any(e.complete for e in feed.episodes),
-                "versions": len(feed.learning.points) > 1,
-                "explainer": feed.explained,
-                "lines": bool(feed.lines),
-            },
-        }  # fmt: skip
-        text = json.dumps(state)
+        self.sent["freshness"] = self.feed.freshness().state
+        text = json.dumps(state(self.feed, self.cursor, drawing, self.snapshot, self.pins, self.note))
         if self._differs("state", text):
             self.sources.state.data = {"json": [text]}
 
@@ -322,7 +330,10 @@ def application(hub: Hub) -> Callable[[Document], None]:
     """What Bokeh runs for each new session."""
 
     def open_page(document: Document) -> None:
-        page = Page(document, hub)
+        context = document.session_context
+        request: Any = getattr(context, "request", None)  # set by the server, unknown to its types
+        arguments = request.arguments if request is not None else {}
+        page = Page(document, hub, View.read(arguments))
         document.on_session_destroyed(lambda _: page.close())
 
     return open_page

@@ -1,8 +1,8 @@
 """Bokeh's figures: correlations, the dictionary's error, returns; and the sources of what the browser draws by itself.
 
-One source a clock: `Sources.tiles` and `Sources.strips` move with frames (draw.js paints them, for a whole repaint of a Bokeh
-figure at each message is most of what a page costs), `place` with the cursor, `cells` with correlation snapshots, `quality`
-and `episodes` with seconds and episodes. y ranges only ever widen.
+One source a clock: `Sources.frames` moves with frames and the cursor (draw.js paints it, for a whole repaint of a Bokeh figure
+at each message is most of what a page costs), `cells` with correlation snapshots, `quality` and `episodes` with seconds and
+episodes. y ranges only ever widen.
 """
 
 from __future__ import annotations
@@ -45,17 +45,23 @@ def _source(**data: Any) -> ColumnDataSource:
 class Sources:
     """What a session shows."""
 
-    tiles: ColumnDataSource
-    strips: ColumnDataSource
+    frames: ColumnDataSource = field(default_factory=lambda: _source(t=[None], v=[None], tile=[None], json=[""]))
+    """What draw.js paints, as increments, and where the cursor is."""
     cells: ColumnDataSource = field(default_factory=lambda: _source(**{name: [] for name in COLUMNS}))
     quality: ColumnDataSource = field(default_factory=lambda: _source(t=[], fvu=[]))
     episodes: ColumnDataSource = field(default_factory=lambda: _source(episode=[], total=[], steps=[], how=[]))
     state: ColumnDataSource = field(default_factory=lambda: _source(json=[""]))
+    features: ColumnDataSource = field(default_factory=lambda: _source(json=[""]))
     picture: ColumnDataSource = field(default_factory=lambda: _source(uri=[""]))
-    place: ColumnDataSource = field(default_factory=lambda: _source(json=[""]))
     timeline: ColumnDataSource = field(default_factory=lambda: _source(json=[""]))
+    file: ColumnDataSource = field(default_factory=lambda: _source(name=[], text=[]))
+    """What the browser shall save."""
     control: ColumnDataSource = field(default_factory=lambda: _source(json=[""]))
     """Written by the browser: commands."""
+
+    def own(self) -> dict[str, ColumnDataSource]:
+        """What the page's scripts draw, by the name of the function in page.js that does."""
+        return {name: getattr(self, name) for name in ("frames", "state", "features", "picture", "timeline", "file")}
 
 
 def _nice(value: float) -> float:

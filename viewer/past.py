@@ -72,6 +72,8 @@ class Clip:
         """Frame time of the newest frame, s: no window ends later."""
         self._pieces: dict[int, Piece | None] = {}
         self._first_id = self._last_id = 0
+        self._drawn = -1
+        """The newest frame in the drawing."""
 
     @property
     def seq(self) -> int:
@@ -129,6 +131,56 @@ class Clip:
         if extent is not None and extent[2] <= edge < extent[3]:
             self.seek(edge, budget_s)
 
+    def play(self, t: float, budget_s: float) -> float:
+        """Go on to frame time `t`, or as far as frames could be read in `budget_s`; the time reached. The window glides along."""
+        if self.frames is None:
+            return t
+        newest = self.newest_t if self.newest_t is not None else t + _AHEAD_S
+        wanted = min(t + _AHEAD_S, newest)
+        if wanted > self.end:
+            extent = self.blocks.reader.extent(self.blocks.boot)
+            if extent is not None and extent[1] != self._last_id:
+                self._pieces.pop(self._last_id // BLOCK, None)  # it was not whole when it was read
+                self._first_id, self._last_id = extent[:2]
+            self.end, self.start = wanted, max(0.0, wanted - SPAN_S)
+            for number in sorted(self._pieces)[:-1]:
+                gone = self._pieces[number]
+                if gone is None or gone.t[-1] < self.start - 1:
+                    del self._pieces[number]
+            self.whole = False
+            self._forward(budget_s)
+        reached = min(t, newest)
+        if self.frames is None:
+            return t
+        if not self.whole:
+            reached = min(reached, max(float(self.frames.t[-1]), self.t))
+        self.row = max(0, int(np.searchsorted(self.frames.t, reached, side="right")) - 1)
+        return reached
+
+    def _forward(self, budget_s: float) -> None:
+        """Load what comes after, and draw it behind what is drawn."""
+        began, high = time.monotonic(), max(self._pieces, default=self._last_id // BLOCK - 1)
+        while time.monotonic() - began < budget_s:
+            last = self._pieces.get(high)
+            if (last is not None and last.t[-1] >= self.end) or (high + 1) * BLOCK > self._last_id:
+                self.whole = True
+                break
+            high += 1
+            self._pieces[high] = self.blocks.read(high, self._last_id)
+        self._join()
+        if self.frames is not None:
+            first = int(np.searchsorted(self.frames.seq, self._drawn, side="right"))
+            last_row = int(np.searchsorted(self.frames.t, self.end, side="right"))
+            self._push(first, last_row)
+
+    def draw_like(self, drawing: Drawing) -> None:
+        """Draw with another choice of rows and pairs from now on; nothing happens where it is the same."""
+        if drawing is not self._empty:
+            alike = drawing.rows == self._empty.rows and drawing.pairs == self._empty.pairs
+            self._empty = drawing
+            if not alike:
+                self._draw()
+
     def at(self, t: float) -> int | None:
         """The loaded frame nearest to a frame time."""
         if self.frames is None:
@@ -169,8 +221,14 @@ class Clip:
         self.drawing = self._empty.again()
         if self.frames is not None:
             first, last = np.searchsorted(self.frames.t, (self.start - 1, self.end))
-            self.drawing.push(self.frames.cut(int(first), int(last) + 1))
+            self._push(int(first), int(last) + 1)
             self.drawing.series.flush()
+
+    def _push(self, first: int, last: int) -> None:
+        if self.frames is not None and first < min(last, len(self.frames)):
+            part = self.frames.cut(first, last)
+            self.drawing.push(part)
+            self._drawn = int(part.seq[-1])
 
     def returned(self) -> float | None:
         """Sum of the rewards of the cursor's episode up to the cursor; None where its beginning is not loaded or frames are missing."""

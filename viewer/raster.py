@@ -1,27 +1,18 @@
 """The raster: features in rows, frame time in columns, each cell the strongest activity in its column.
 
-Two tiles of `columns` columns each lie side by side and are used in turn, so a page shows one window of them, patches the
-columns that changed and never sends the picture again. Levels: 0 no data, 1 inactive, 2…255 up to the feature's maximum.
+Two tiles of `columns` columns each lie side by side and are used in turn, so a page is sent the columns that are new and
+never the picture again. Levels: 0 no data, 1 inactive, 2…255 up to the feature's maximum.
 A frame's activity is held until the next frame, at most for `hold_s`; beyond that the column stays empty.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Patch", "Raster", "levels"]
-
-
-class Patch(NamedTuple):
-    """Columns [first, last) of a tile; `tile` is 0 or 1."""
-
-    tile: int
-    first: int
-    last: int
+__all__ = ["Raster", "levels"]
 
 
 def levels(values: npt.NDArray[Any], maxima: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
@@ -86,16 +77,13 @@ class Raster:
             done += width
         self.head = first + block.shape[1] - 1
 
-    def patches(self, bases: Sequence[int], head: int) -> list[Patch]:
-        """What a page must be sent that last saw `bases` and `head`: whole tiles that were begun since, else columns."""
-        found = []
-        for tile, base in enumerate(self.bases):
-            if base < 0:
-                continue
-            if base != bases[tile]:
-                found.append(Patch(tile, 0, self.columns))
-                continue
-            first, last = max(head, base), min(self.head + 1, base + self.columns)  # the head's column may still grow
-            if first < last and self.head > head - 1:
-                found.append(Patch(tile, first - base, last - base))
-        return found
+    def since(self, head: int) -> tuple[int, npt.NDArray[np.uint8]]:
+        """What a page must be sent that last saw column `head` (-1: nothing): the first column's number and (rows, n) levels.
+
+        The head's own column comes again, for it may have grown.
+        """
+        if self.head < 0:
+            return 0, np.zeros((self.rows, 0), np.uint8)
+        first = max(head, 0, self.head - self.columns + 1)
+        numbers = np.arange(first, self.head + 1)
+        return first, self.tiles[numbers // self.columns % 2, :, numbers % self.columns].T

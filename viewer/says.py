@@ -57,7 +57,7 @@ def sentences(lines: Iterable[NarrationLine], until_seq: int | None, names: Mapp
             if "feature" in m
         ]
         found.append({
-            "id": line.id, "kind": plain(line.kind, 12), "seq": line.seq, "time": clock(line.time_s), "episode": line.episode,
-            "step": line.episode_step, "text": plain(line.text, 400), "chips": chips,
+            "id": line.id, "kind": plain(line.kind, 12), "seq": line.seq, "time": clock(line.time_s), "t": line.time_s,
+            "episode": line.episode, "step": line.episode_step, "text": plain(line.text, 400), "chips": chips,
         })  # fmt: skip
     return found

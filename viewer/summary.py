@@ -15,6 +15,7 @@ from interlatent_live.analyzer.records import Boot, DictionaryRow, LedgerRow, Qu
 from interlatent_live.stream.manifest import Manifest
 from interlatent_live.viewer.choice import Pair
 from interlatent_live.viewer.text import DASH, duration, number, plain, quantity
+from interlatent_live.viewer.view import pin_text
 from interlatent_live.viewer.window import Piece
 
 __all__ = ["STALE_S", "Freshness", "flow", "freshness", "header", "moment", "pairs", "scalars", "vitals"]
@@ -51,7 +52,6 @@ def header(
     ledger: LedgerRow | None,
     quality: Quality | None,
     steps_per_s: float | None,
-    age_ms: float | None,
     newest: Piece | None = None,
 ) -> dict[str, str]:
     """Texts of the header by name."""
@@ -71,13 +71,11 @@ def header(
         "environment": plain(manifest.environment, 40) if manifest and manifest.environment else "",
         "dictionary": name,
         "steps": quantity(steps_per_s, "steps/s"),
-        "age": DASH if age_ms is None else quantity(round(age_ms), "ms") if age_ms < 10_000 else duration(age_ms / 1000),
         "lost": quantity(lost, "frames"),
         "fvu": number(quality.fvu if quality else None, 2),
-        "fvu_card": "neurons: none" if neurons else f"card {number(_number(card.get('fvu')), 2)}",
+        "fvu_card": "neurons: none" if neurons else f"/ card {number(_number(card.get('fvu')), 2)}",
         "weights": _weights(manifest, newest),
         "overhead": quantity(_number(status.get("overhead_us_median")), "µs"),
-        "overhead_p99": f"p99 {quantity(_number(status.get('overhead_us_p99')), 'µs')}",
     }
 
 
@@ -165,14 +163,17 @@ def vitals(ledger: LedgerRow | None, non_finite: int = 0) -> list[dict[str, str]
 
 
 def pairs(
-    chosen: Sequence[Pair], count: int, snapshot: Snapshot | None, manifest: Manifest | None, names: Mapping[int, str]
-) -> list[dict[str, str] | None]:
-    """Titles of the strips; None for one that is not used."""
-    found: list[dict[str, str] | None] = []
-    for pair in chosen[:count]:
+    chosen: Sequence[Pair], pinned: Sequence[Pair], snapshot: Snapshot | None, manifest: Manifest | None, names: Mapping[int, str],
+    said: Mapping[int, str],
+) -> list[dict[str, Any]]:
+    """Titles of the strips. `names` of features; `said`: their labels."""
+    found: list[dict[str, Any]] = []
+    for pair in chosen:
         spec = next((m for m in manifest.metrics if m.name == pair.metric), None) if manifest else None
-        title = {
-            "feature": names.get(pair.feature, f"f{pair.feature}"), "metric": plain(spec.name) if spec else "",
+        title: dict[str, Any] = {
+            "pin": pin_text(pair), "pinned": pair in pinned, "key": [pair.feature, pair.metric],
+            "feature": "" if pair.feature is None else names.get(pair.feature, f"f{pair.feature}"),
+            "label": "" if pair.feature is None else plain(said.get(pair.feature, ""), 40), "metric": plain(spec.name) if spec else "",
             "unit": plain(spec.unit, 12) if spec else "", "r": "", "interval": "",
         }  # fmt: skip
         found.append(title)
@@ -184,8 +185,8 @@ def pairs(
             title["r"] = f"r {snapshot.r[k, j]:+.2f}".replace("-", "−")
             low, high, n = snapshot.low[k, j], snapshot.high[k, j], snapshot.n_eff[k, j]
             if np.isfinite(low) and np.isfinite(high):
-                title["interval"] = f"95 % {low:+.2f} … {high:+.2f}, n eff {n:.0f}".replace("-", "−")
-    return found + [None] * (count - len(found))
+                title["interval"] = f"({low:+.2f} … {high:+.2f}), n eff {n:.0f}".replace("-", "−")
+    return found
 
 
 def scalars(series: Mapping[str, Sequence[tuple[int, float | None]]]) -> list[dict[str, Any]]:

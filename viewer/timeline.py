@@ -1,4 +1,6 @@
-"""What the timeline shows of a whole boot: episodes, where events were many, alarms, gaps and sentences, by frame number.
+"""What the timeline and the bands show of a whole boot: episodes, where events were many, alarms, gaps, interventions.
+
+By frame number, and in seconds of frame time since the boot began.
 
 Bounded: the newest `EPISODES` episodes; events as counts in at most `BINS` bins, whose width doubles as the run grows.
 """
@@ -13,13 +15,18 @@ import numpy as np
 import numpy.typing as npt
 
 from interlatent_live.analyzer.queries import Reader
+from interlatent_live.viewer.alarms import alarm_text
 from interlatent_live.viewer.text import number, plain
 
 __all__ = ["BINS", "EPISODES", "Density", "Timeline"]
 
 BINS: Final = 512
 EPISODES: Final = 400
+TICKS: Final = 24
+"""Points at which frame numbers are matched with time."""
 _EVENTS_A_LOOK: Final = 20_000
+_NEAR: Final = 5
+"""Frames after its beginning within which going back means the episode before."""
 
 
 class Density:
@@ -50,13 +57,19 @@ class Timeline:
         self.density = Density()
         self.whole = True
         """Whether all events were counted."""
+        self.alarms = 0
+        """Drift alarms raised so far, as far as they are kept."""
+        self.alarm: tuple[str, float] | None = None
+        """What the newest alarm measured, and its frame time, s."""
         self._events: dict[int, int] = {}
+        self._times: dict[int, float] = {}
+        self._starts: list[int] = []
         self._data: dict[str, Any] = {}
         self.version = 0
         """Rises with every change."""
 
-    def look(self, reader: Reader, boot: str, env: int, sections: Sequence[int]) -> None:
-        """Read what is new."""
+    def look(self, reader: Reader, boot: str, env: int, sections: Sequence[int], start_ns: int) -> None:
+        """Read what is new. `start_ns`: monotonic clock at the boot's beginning."""
         extent = reader.extent(boot)
         if extent is None:
             return
@@ -68,24 +81,59 @@ class Timeline:
             if found:
                 self._events[section] = found[-1][0]
             self.whole &= len(found) < _EVENTS_A_LOOK
+        if len(self._times) > 8 * EPISODES:
+            self._times.clear()
+
+        def at(seq: int) -> float:
+            if seq not in self._times:
+                clock = reader.clock_at(boot, seq)
+                self._times[seq] = 0.0 if clock is None else round((clock - start_ns) / 1e9, 3)
+            return self._times[seq]
+
+        kept = reader.episodes(boot, env, EPISODES)
+        self._starts = [e.first_seq for e in kept]
         episodes = [
-            [e.first_seq, e.last_seq, e.episode, "" if e.return_ is None else number(e.return_), _how(e.terminated, e.truncated), e.steps]
-            for e in reader.episodes(boot, env, EPISODES)
-        ]
+            [
+                e.first_seq, e.last_seq, e.episode, "" if e.return_ is None else number(e.return_), _how(e.terminated, e.truncated),
+                e.steps, at(e.first_seq), at(e.last_seq) if e.complete else None,
+            ]
+            for e in kept
+        ]  # fmt: skip
+        drifts = [d for section in sections for d in reader.drift(section)]
+        clips = {id: clip for section in sections for id, clip in reader.clips(section).items()}
         alarms = [
-            [d.first_seq, d.last_seq, plain(f"{d.kind}: {d.measure} {number(d.value)} outside {number(d.low)} … {number(d.high)}", 90)]
-            for section in sections
-            for d in reader.drift(section)
+            [
+                d.first_seq, d.last_seq, alarm_text(d, clips.get(d.id)),
+                at(d.first_seq), at(d.last_seq),
+            ]
+            for d in drifts
+        ]  # fmt: skip
+        self.alarms = len(drifts)
+        if drifts:
+            self.alarm = plain(drifts[-1].measure, 12), at(drifts[-1].first_seq)
+        gaps = [
+            [g.first_seq, g.next_seq, plain(f"{g.lost} frames missing: {g.reason.replace('_', ' ')}"), at(g.first_seq), at(g.next_seq)]
+            for g in reader.gaps(boot, 200)
         ]
-        gaps = [[g.first_seq, g.next_seq, plain(f"{g.lost} frames: {g.reason}")] for g in reader.gaps(boot, 200)]
         used = min(BINS, math.ceil(self.next / self.density.width))
+        step = max(1, 1 << max(0, (self.next // TICKS).bit_length()))  # a power of two: the same frames are asked for again
+        ticks = [[seq, at(seq)] for seq in (self.first, *range((self.first // step + 1) * step, self.next - 1, step))]
+        newest = reader.clock_at(boot, self.next - 1)
+        if newest is not None:
+            ticks.append([self.next - 1, round((newest - start_ns) / 1e9, 3)])
         data = {
-            "first": self.first, "next": self.next, "episodes": episodes, "alarms": alarms, "gaps": gaps,
-            "width": self.density.width, "events": self.density.counts[:used].tolist(),
+            "first": self.first, "next": self.next, "episodes": episodes, "alarms": alarms, "gaps": gaps, "ticks": ticks,
+            "width": self.density.width, "events": self.density.counts[:used].tolist(), "interventions": [],
         }  # fmt: skip
         if data != self._data:
             self._data = data
             self.version += 1
+
+    def episode(self, seq: int, direction: int) -> int | None:
+        """First frame of the next episode, or of this one or, near its beginning, the one before; None where there is none."""
+        if direction > 0:
+            return next((s for s in self._starts if s > seq), None)
+        return next((s for s in reversed(self._starts) if s < seq - _NEAR), self._starts[0] if self._starts else None)
 
     @property
     def data(self) -> dict[str, Any]:

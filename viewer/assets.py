@@ -1,0 +1,26 @@
+"""The page's own files, put together once: template, style and scripts."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Any, Final
+
+from jinja2 import Environment
+
+__all__ = ["SCRIPTS", "read", "template"]
+
+SCRIPTS: Final = ("draw.js", "time.js", "lists.js", "keys.js", "save.js", "page.js")
+
+
+def read(name: str) -> str:
+    """One of this folder's files."""
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def template() -> Any:
+    """The page, as Bokeh fills it in."""
+    environment = Environment(autoescape=False)  # Bokeh hands in markup of its own; nothing of a run's is put in here
+    source = read("template.html")
+    for name in ("page.css", *SCRIPTS):
+        source = source.replace(f"/* {name} */", read(name))
+    return environment.from_string(source)

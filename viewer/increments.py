@@ -1,0 +1,51 @@
+"""What a browser has not seen yet of a drawing: new rows of the strips, new columns of the raster, or the whole of another drawing."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from interlatent_live.viewer.drawing import Drawing
+
+__all__ = ["Increment", "Increments"]
+
+
+class Increment(NamedTuple):
+    """Binary columns, and what they mean: see `draw.js`."""
+
+    t: npt.NDArray[np.float64]
+    """(n,) frame time of new rows of the strips, s."""
+    v: npt.NDArray[np.float32]
+    """(n, series × 3) mean, least, most of each series."""
+    tile: npt.NDArray[np.uint8]
+    """(rows, m) levels of the raster's columns from `about['first']` on."""
+    about: dict[str, Any]
+    new: bool
+
+
+class Increments:
+    """One browser's knowledge."""
+
+    def __init__(self) -> None:
+        self._drawing: Drawing | None = None
+        self._count, self._head = 0, -1
+
+    def take(self, drawing: Drawing, *, whole: bool = False) -> Increment:
+        """What is new since the last time. `whole`: all of it, for a browser that may have missed something."""
+        fresh = whole or drawing is not self._drawing
+        if fresh:
+            self._count, self._head, self._drawing = 0, -1, drawing
+        series, raster = drawing.series, drawing.raster
+        table = series.since(self._count) if series.count > self._count else series.table[:0]
+        first, tile = raster.since(self._head) if raster.head != self._head else (0, np.zeros((raster.rows, 0), np.uint8))
+        new = fresh or len(table) > 0 or tile.shape[1] > 0
+        self._count, self._head = series.count, raster.head
+        about = {
+            "fresh": fresh, "first": first, "columns": raster.columns, "column_s": raster.column_s, "limit": series.limit,
+            "series": 2 * len(drawing.pairs), "rows": len(drawing.rows),
+        }  # fmt: skip
+        return Increment(
+            np.ascontiguousarray(table[:, 0]), np.ascontiguousarray(table[:, 1:], np.float32), np.ascontiguousarray(tile), about, new
+        )

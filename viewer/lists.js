@@ -1,0 +1,117 @@
+"use strict";
+// The right column: tabs, sentences, and the list of features and metrics.
+window.ilists = (() => {
+  const q = (query) => document.querySelector(query), all = (query) => [...document.querySelectorAll(query)];
+  const TABS = ["says", "goes", "features", "health"];
+  let list = [], found = "", shown = "says";
+
+  function node(tag, name, value) {
+    const made = document.createElement(tag);
+    if (name) made.className = name;
+    if (value !== undefined) made.textContent = value;
+    return made;
+  }
+
+  function ready() {
+    all("[role=tab]").forEach((tab, i, tabs) => {
+      tab.addEventListener("click", () => choose(TABS[i]));
+      tab.addEventListener("keydown", (e) => {
+        const to = { ArrowRight: i + 1, ArrowLeft: i - 1, Home: 0, End: tabs.length - 1 }[e.key];
+        if (to === undefined) return;
+        e.preventDefault();
+        e.stopPropagation();
+        const next = (to + tabs.length) % tabs.length;
+        choose(TABS[next]);
+        tabs[next].focus();
+      });
+    });
+    q("#search").addEventListener("input", (e) => { found = e.target.value; fill(); });
+    q("#search").addEventListener("keydown", (e) => { if (e.key === "Escape") { e.target.value = found = ""; fill(); e.target.blur(); } });
+    const table = q(".table");
+    table.addEventListener("pointerenter", () => window.itime.send({ op: "hold", on: true }));
+    table.addEventListener("pointerleave", () => window.itime.send({ op: "hold", on: false }));
+  }
+
+  // One tab, here and in the server's mind.
+  function choose(name) {
+    tab(name);
+    window.itime.send({ op: "tab", to: name });
+  }
+
+  function tab(name) {
+    if (name === shown) return;
+    shown = name;
+    TABS.forEach((other) => {
+      const on = other === name, button = q(`#tab-${other}`);
+      button.setAttribute("aria-selected", String(on));
+      button.tabIndex = on ? 0 : -1;
+      q(`#panel-${other}`).hidden = !on;
+    });
+  }
+
+  function search() {
+    choose("features");
+    q("#search").focus();
+    q("#search").select();
+  }
+
+  function features(source) {
+    list = JSON.parse(source.data.json[0] || "[]");
+    fill();
+  }
+
+  function fill() {
+    const words = found.toLowerCase().split(/\s+/).filter(Boolean);
+    const rows = list.filter((f) => words.every((w) => `${f.name} ${f.label} ${f.goes}`.toLowerCase().includes(w)));
+    const key = JSON.stringify(rows), host = q(".table tbody");
+    q(".nothing").hidden = rows.length > 0 || !list.length;
+    if (host.dataset.key === key) return;
+    host.dataset.key = key;
+    const focused = document.activeElement?.closest?.(".table button")?.dataset.pin;
+    host.replaceChildren(...rows.map((f) => {
+      const row = node("tr", f.kind), pin = node("button"), cell = node("td"), what = node("td");
+      pin.dataset.pin = f.pin;
+      pin.setAttribute("aria-pressed", String(f.pinned));
+      pin.setAttribute("aria-label", `Pin ${f.name || f.label}`);
+      pin.append(node("span", "pin"));
+      pin.addEventListener("click", () => window.itime.send({ op: "pin", what: f.pin }));
+      cell.append(pin);
+      if (f.name) what.append(node("span", "who-is", f.name));
+      what.append(f.label);
+      if (f.about) what.title = f.about;
+      row.append(cell, what, node("td", f.stale ? "n stale" : "n", f.score), node("td", "n", f.share), node("td", "r", f.goes));
+      return row;
+    }));
+    if (focused !== undefined) all(".table button").find((b) => b.dataset.pin === focused)?.focus();
+  }
+
+  // Sentences: pointing at one shows its time, a click goes there.
+  function lines(said) {
+    const host = q(".lines"), key = JSON.stringify(said);
+    if (host.dataset.key === key) return;
+    host.dataset.key = key;
+    host.replaceChildren(...said.map((line) => {
+      const item = node("li", `k-${/^[a-z]+$/.test(line.kind) ? line.kind : "other"}`), go = node("button", "go", `${line.time} · episode ${line.episode} · step ${line.step}`);
+      go.title = "Show this moment";
+      const show = () => window.itime.preview(line.seq, line.t), hide = () => window.itime.preview(null);
+      item.addEventListener("pointerenter", show);
+      item.addEventListener("pointerleave", hide);
+      go.addEventListener("focus", show);
+      go.addEventListener("blur", hide);
+      item.addEventListener("click", () => { if (!getSelection().toString()) window.itime.seek(line.seq); });
+      item.append(go, node("span", "kind", line.kind), node("p", "", line.text));
+      if (line.chips.length) {
+        const chips = node("p", "chips");
+        line.chips.forEach((c) => {
+          const chip = node("span", c.score === "unscored" ? "chip un" : "chip");
+          chip.append(node("b", "", c.feature), c.label ? ` ${c.label} ` : " ", node("i", "", c.score));
+          chips.append(chip);
+        });
+        item.append(chips);
+      }
+      return item;
+    }));
+  }
+
+  return { ready, choose, tab, search, features, lines, TABS };
+})();
