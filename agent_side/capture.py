@@ -132,6 +132,10 @@ class Capture:
         else:
             self.wake()
 
+    def own_hook(self, side: str) -> Any:
+        """The hook for a side where the usual ones do not fit."""
+        return None
+
     def detach(self) -> None:
         """Take the hooks off. Twice is once."""
         self.rest()

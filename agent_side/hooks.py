@@ -24,8 +24,11 @@ __all__ = ["dispatch_ns", "hook_on"]
 def hook_on(capture: Capture, index: int, point: Point, module: nn.Module) -> RemovableHandle:
     """Put the hook on that `point` needs. Raises RuntimeError for modules that take none."""
     out, some = point.side == "out", capture.chosen is not None
-    kind: type[_Hook]
-    if not point.part.plain:
+    own = capture.own_hook(point.side)
+    kind: Any
+    if own is not None:
+        kind = own
+    elif not point.part.plain:
         kind = _PartOutputHook if out else _PartInputHook
     elif some:
         kind = _ChosenOutputHook if out else _ChosenInputHook

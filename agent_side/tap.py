@@ -16,7 +16,7 @@ import secrets
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
@@ -46,6 +46,8 @@ from interlatent_live.stream.wire import Message
 if TYPE_CHECKING:
     from torch import nn
 
+    from interlatent_live.agent_side.lm import Written
+
 __all__ = ["Tap"]
 
 _LOG = logging.getLogger(__name__)
@@ -64,6 +66,14 @@ class Tap(Sealer):
     viewer: ClassVar[Callable[[Tap], Callable[[], object]] | None] = None
     """What `view=True` calls once the tap is open: starts analyzer and page, returns what ends them. Set by
     `interlatent_live`."""
+
+    def __new__(cls, *given: Any, tokenizer: Any = None, **named: Any) -> Tap:
+        """A tap; with a tokenizer that of a language model, whose steps are tokens."""
+        if tokenizer is None or cls is not Tap:
+            return super().__new__(cls)
+        from interlatent_live.agent_side.lm import LanguageTap
+
+        return super().__new__(LanguageTap)
 
     def __init__(
         self,
@@ -88,6 +98,8 @@ class Tap(Sealer):
         step_period_s: float | None = None,
         send_period_s: float = 0.010,
         why: Why | None = None,
+        tokenizer: Any = None,
+        prompt_logprobs: bool = True,
     ) -> None:
         """Nothing is opened yet: that is `with`, or `open()`.
 
@@ -97,7 +109,8 @@ class Tap(Sealer):
         `endpoint`: where to publish; None is the default endpoint, '' publishes nothing. `metrics`: None takes
         the environment's named terms, or the elements of the observation. `queue_bytes`: memory that waits for the
         sender at most; beyond it the oldest rows go. `weights`: 'changing' while training. `send_period_s`: how often
-        the sender's thread looks; longer costs a busy agent less, and adds to the latency.
+        the sender's thread looks; longer costs a busy agent less, and adds to the latency. `tokenizer`: of a decoder-only
+        language model of transformers, whose steps are tokens; `prompt_logprobs`: see `lm.LanguageTap`.
         """
         if num_envs < 1:
             raise TapError(f"num_envs is {num_envs}; at least 1 is needed")
@@ -105,7 +118,7 @@ class Tap(Sealer):
             raise TapError(f"queue_bytes is {queue_bytes}; at least 1 is needed")
         declared = None if metrics is None else as_metrics(metrics)
         name = check_run(run if run is not None else time.strftime("run-%Y%m%d-%H%M%S"))
-        super().__init__(name, Capture(_chosen(model, points), num_envs), declared or (), queue_bytes)
+        super().__init__(name, self._make_capture(model, points, num_envs), declared or (), queue_bytes)
         self.boot = secrets.token_hex(8)
         """Identity of this tap; a restarted agent has another one."""
         self.endpoint = DEFAULT_ENDPOINT if endpoint is None else endpoint
@@ -174,7 +187,7 @@ class Tap(Sealer):
             self._dispatch_ns = dispatch_ns()
             self._capture.untraced = compiled(self._model)
         self._first = replace(first, num_envs=self.num_envs, **self._about)
-        self._stacker = Stacker(self._capture, self._first, self._metrics, self._say)
+        self._stacker = self._make_stacker(self._first)
         self._sender = Sender(
             drain=self._drain,
             manifest=self._announced,
@@ -227,6 +240,17 @@ class Tap(Sealer):
             if not self._pauses and self in _OPEN:
                 self._capture.wake()
                 self._sealing = True
+
+    def prompt(
+        self, text: str | Sequence[str] | None = None, labels: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
+    ) -> AbstractContextManager[None]:
+        """Of a language model: the texts that begin inside, with labels. See `lm.LanguageTap`."""
+        raise TapError("prompts are of language models: give the tap their tokenizer=…")
+
+    @property
+    def last(self) -> Written:
+        """Of a language model: the newest text with its activations. See `lm.LanguageTap`."""
+        raise TapError("last is the newest text of a language model: give the tap its tokenizer=…")
 
     def skip(self) -> None:
         """Count a step that an adapter could not read: it has a number, but no frame, and its activations go."""
@@ -397,6 +421,12 @@ class Tap(Sealer):
     def _unsealed(self) -> None:
         if not self._pauses and os.getpid() == self._pid and self._sender is None:
             self._say("step was called before the tap was opened, and does nothing: use `with tap:`", now=True)
+
+    def _make_capture(self, model: nn.Module | None, points: str | Iterable[str] | None, num_envs: int) -> Capture:
+        return Capture(_chosen(model, points), num_envs)
+
+    def _make_stacker(self, manifest: Manifest) -> Stacker:
+        return Stacker(self._capture, manifest, self._metrics, self._say)
 
     def _picture(self, image: Any, seq: int, step: int) -> None:
         now = monotonic_ns()

@@ -1,0 +1,498 @@
+"""Passes become frames here, on the sender's thread: one row for each token that was read, with what was predicted from it.
+
+1. Consecutive passes of the same sequences are laid side by side, columns that were rejected or repeated left out.
+2. Rows are the columns that are neither padding nor fed to a sequence that had ended while the rest of its batch went on.
+   In a batch, a sequence has ended where an end token or a padding token was fed during generation; that token has no row,
+   as the last token of a sequence on its own has none.
+3. `logprob` of a token is the model's, in nats, before temperature or any other processor, from the logits of the token
+   before it. Of prompts whose logits `generate` does not compute, they are computed here from what the head reads, unless
+   the last column's differ from the model's own: then they stay unknown, and that is told.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from interlatent_live.agent_side.lm_text import KINDS, Text
+from interlatent_live.agent_side.metrics import Metric
+from interlatent_live.agent_side.rows import Stacker
+from interlatent_live.stream.frames import FrameBatch
+from interlatent_live.stream.prompt import MAX_TEXT, MAX_TOKENS, Prompt, Vocabulary
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from interlatent_live.agent_side.lm_capture import TokenCapture
+    from interlatent_live.agent_side.lm_passes import Pass, Sequences
+    from interlatent_live.stream.manifest import Manifest
+
+__all__ = ["METRICS", "TOP", "TokenStacker"]
+
+Array = npt.NDArray[Any]
+
+TOP: Final = 5
+"""Predictions kept of each token."""
+METRICS: Final = (
+    Metric("logprob", unit="nat", description="log-probability of this token given those before it; NaN for the first"),
+    Metric("position", unit="tokens", description="tokens before it in its text"),
+    *(Metric(name, description=what) for name, what in KINDS.items()),
+    Metric("next_entropy", unit="nat", scope="transition", description="entropy of the prediction made from it"),
+    Metric("next_top", scope="transition", description="probability of the most likely next token"),
+)
+_MAX_BATCH_ROWS: Final = 4096
+_MAX_BATCH_BYTES: Final = 16 << 20
+_CHUNK_BYTES: Final = 16 << 20
+"""Of logits that are looked at in one go."""
+_REMEMBERED: Final = 256
+"""Prompts that are told again to a subscriber that comes late."""
+_MOST_OPEN: Final = 128
+_DIFFERS: Final = 0.02
+"""By how much of their spread recomputed logits may differ from the model's own: bfloat16 keeps 8 bits."""
+
+
+@dataclass(eq=False)
+class _State:
+    """Sequences as the sender's thread follows them; arrays are (rows,)."""
+
+    of: Sequences
+    count: Array
+    """Tokens so far."""
+    prompt: Array
+    episode: Array
+    finished: Array
+    base: int
+    """Step of position 0."""
+    last: Tensor | None = None
+    """(rows, vocabulary) log-probabilities after the last column."""
+    broken: bool = False
+    """Whether rows of the batch changed places."""
+
+
+class TokenStacker(Stacker):
+    """Makes batches of passes, and tells prompts and the text of tokens; for the sender's thread alone."""
+
+    def __init__(
+        self,
+        capture: TokenCapture,
+        manifest: Manifest,
+        text: Text,
+        complain: Callable[[str], None],
+        *,
+        head: Callable[[], tuple[Tensor, Tensor | None] | None],
+        stops: frozenset[int],
+        taken: Callable[[Pass], None],
+        seen: Callable[[FrameBatch], None],
+    ) -> None:
+        """`head()`: weight and bias of the model's head. `stops`: tokens that end a sequence of a batch. `taken`: told of each
+        pass whose tensors were taken. `seen`: given every batch."""
+        super().__init__(capture, manifest, METRICS, complain)
+        self._text, self._head, self._stops = text, head, np.array(sorted(stops), np.int64)
+        self._taken, self._seen = taken, seen
+        self._states: dict[int, _State] = {}
+        self._episodes: dict[int, int] = {}
+        self._prompts = self._next_step = 0
+        self._known: Any = ()
+        self._told: set[int] = set()
+        self._news: deque[Prompt | Vocabulary] = deque()
+        self._recent: deque[Prompt] = deque(maxlen=_REMEMBERED)
+        self.padding = self.rejected = self.reordered = 0
+        """Columns that are no rows: padding, rejected by speculative decoding, of beams that changed places."""
+
+    def messages(self, again: bool) -> Iterator[Prompt | Vocabulary]:
+        """Prompts and tokens not told yet; `again`: those told before as well, for somebody who came late."""
+        if again:
+            yield from self._recent
+            yield from self._words(sorted(self._told))
+        while self._news:
+            yield self._news.popleft()
+
+    def label_of(self, prompt: int) -> Prompt | None:
+        """One of the latest prompts."""
+        return next((p for p in reversed(self._recent) if p.prompt == prompt), None)
+
+    def passes(self, passes: Sequence[Pass]) -> Iterator[FrameBatch]:
+        """Batches of the rows of `passes`, in order."""
+        import torch
+
+        with torch.inference_mode():
+            for _, group in groupby(passes, key=lambda one: id(one.of)):
+                together: list[Pass] = []
+                held = 0
+                for one in group:
+                    if together and (one.first or held + one.nbytes > _MAX_BATCH_BYTES):
+                        yield from self._stacked_rows(together)
+                        together, held = [], 0
+                    together.append(one)
+                    held += one.nbytes
+                yield from self._stacked_rows(together)
+
+    def _stacked_rows(self, passes: list[Pass]) -> Iterator[FrameBatch]:
+        self._learn_points()
+        try:
+            yield from self._rows(passes)
+        except (ValueError, TypeError, RuntimeError, IndexError, KeyError) as error:
+            self._complain(f"a pass could not be read ({type(error).__name__}: {error})")
+
+    def _learn_points(self) -> None:
+        layouts = tuple(self._capture.layouts)
+        if self.stacked is None or layouts != self._known:
+            self._known = layouts
+            self.stacked = replace(
+                self._base,
+                tap_points=tuple(layout.spec for layout in layouts if layout is not None),
+                metrics=tuple(metric.spec for metric in METRICS),
+            )
+
+    def _rows(self, passes: list[Pass]) -> Iterator[FrameBatch]:
+        state = self._state(passes[0])
+        ids = _home([one.ids[:, one.skip : one.keep] for one in passes])
+        rows = ids.shape[0]
+        self.rejected += sum((one.width - one.keep) * rows for one in passes)
+        widths = [max(0, one.keep - one.skip) for one in passes]
+        at = np.repeat(np.arange(len(passes)), widths)  # (columns,) the pass of each
+        valid = self._valid(passes, ids, at, state)
+        hollow = np.array([one.kept is None for one in passes])[at]
+        positions = state.count[:, None] + np.cumsum(valid, axis=1) - 1
+        state.count = state.count + valid.sum(axis=1)
+        column, row = np.nonzero(valid.T)  # by time, then by row
+        tensors = [(one.kept, one.logits, one.hidden) for one in passes]
+        predicted = self._predictions(passes, tensors, ids, valid, widths, state)
+        activations, present = self._points([kept for kept, _, _ in tensors], passes, widths, row, column)
+        generated = np.concatenate([_generated(one) for one in passes])
+        for one in passes:
+            self._taken(one)
+        if not len(column):
+            return
+        token, position = ids[row, column], positions[row, column]
+        clock = np.array([one.clock_ns for one in passes], np.int64)[at][column]
+        ends = np.zeros(len(column), bool)
+        if passes[-1].ends:
+            for env in range(rows):
+                mine = np.flatnonzero(row == env)
+                ends[mine[-1:]] = True
+        step = state.base + position
+        self._next_step = max(self._next_step, int(step.max()) + 1)
+        values = np.full((len(column), len(METRICS)), np.nan)
+        values[:, 0] = predicted["logprob"][row, column]
+        values[:, 1] = position
+        values[:, 2 : 2 + len(KINDS)] = self._text.kinds(token)
+        values[:, -2] = predicted["entropy"][row, column]
+        values[:, -1] = predicted["probs"][row, column, 0]
+        table: dict[str, Array] = {
+            "step": step.astype(np.int64),
+            "env": row.astype(np.int32),
+            "episode": state.episode[row].astype(np.int32),
+            "episode_step": position.astype(np.int32),
+            "monotonic_ns": clock,
+            "wall_ns": clock + (time.time_ns() - time.monotonic_ns()),
+            "policy_version": np.array([one.policy_version for one in passes], np.int32)[at][column],
+            "forward_age": np.zeros(len(column), np.int32),
+            "metrics": values,
+            "truncated": ends,
+            "prompt": state.prompt[row].astype(np.int32),
+            "position": position.astype(np.int32),
+            "token": token.astype(np.int32),
+            "special": self._text.is_special(token),
+            "generated": generated[column],
+            "next_tokens": predicted["tokens"][row, column].astype(np.int32),
+            "next_probs": predicted["probs"][row, column].astype(np.float32),
+        }
+        self._tell(np.concatenate([table["token"], table["next_tokens"].reshape(-1)]))
+        yield from self._batches(table, activations, present, hollow[column])
+
+    def _state(self, one: Pass) -> _State:
+        """Of its sequences; a first pass makes it, and tells their prompts."""
+        known = self._states.get(id(one.of))
+        if known is not None and known.of is one.of:
+            if not one.whole:
+                known.last = None
+            return known
+        rows = one.of.rows
+        before = np.full(rows, one.past, np.int64) if one.before is None else _broad(_array(one.before), rows).sum(axis=1).astype(np.int64)
+        episodes = np.array([self._episodes.get(env, -1) + 1 for env in range(rows)])
+        self._episodes |= dict(enumerate(episodes.tolist()))
+        state = _State(
+            one.of, before, self._prompts + np.arange(rows), episodes, np.zeros(rows, bool), self._next_step,
+        )  # fmt: skip
+        ids = _array(one.ids)
+        mask = np.ones(ids.shape, bool) if one.mask is None else _broad(_array(one.mask), rows)
+        for env in range(rows):
+            given = ids[env, : one.given][mask[env, : one.given] != 0]
+            number = one.of.first + env
+            text = one.of.asked.text(number)
+            if text is None:
+                text = b"".join(self._text.of(int(token)) for token in given[:MAX_TEXT]).decode("utf-8", "replace")
+                text = text.removeprefix(" ")  # tokenizers of words and of pieces put one before the first
+            prompt = Prompt(
+                self._base.run, self._base.boot, self._prompts + env, env, int(episodes[env]), time.time_ns(), len(given), text[:MAX_TEXT],
+                one.of.asked.label(number),
+            )  # fmt: skip
+            self._news.append(prompt)
+            self._recent.append(prompt)
+        self._prompts += rows
+        while len(self._states) >= _MOST_OPEN:
+            self._states.pop(next(iter(self._states)))
+        self._states[id(one.of)] = state
+        return state
+
+    def _valid(self, passes: list[Pass], ids: Array, at: Array, state: _State) -> Array:
+        """(rows, columns) which columns are rows."""
+        rows, columns = ids.shape
+        if any(one.mask is not None for one in passes):
+            parts = [
+                np.ones((rows, max(0, one.keep - one.skip)), bool) if one.mask is None
+                else _broad(_array(one.mask)[:, one.skip : one.keep] != 0, rows)
+                for one in passes
+            ]  # fmt: skip
+            valid = np.concatenate(parts, axis=1)
+        else:
+            valid = np.ones((rows, columns), bool)
+        self.padding += int((~valid).sum())
+        if rows > 1:
+            writing = np.array([not one.first and one.width - one.skip == 1 for one in passes])[at]
+            over = np.isin(ids, self._stops) & writing
+            over = np.maximum.accumulate(over, axis=1) | state.finished[:, None]
+            self.padding += int((valid & over).sum())
+            valid &= ~over
+            state.finished = over[:, -1] if columns else state.finished
+            self._look_for_beams(passes, state)
+            if state.broken:
+                first = next((i for i, one in enumerate(passes) if one.extra.get("broken")), 0)
+                lost = valid & (at >= first)
+                self.reordered += int(lost.sum())
+                valid &= ~lost
+        return valid
+
+    def _look_for_beams(self, passes: list[Pass], state: _State) -> None:
+        for one in passes:
+            if state.broken:
+                return
+            if one.keys is not None and bool((one.keys[0] != one.keys[1]).any()):
+                state.broken = one.extra["broken"] = True
+                self._complain(
+                    "rows of the batch changed places between two passes, as in beam search, which is not followed: what comes after is "
+                    "dropped, and counted; use num_beams=1, with sampling if you like"
+                )
+
+    def _predictions(
+        self, passes: list[Pass], tensors: Sequence[tuple[Any, Any, Any]], ids: Array, valid: Array, widths: list[int], state: _State
+    ) -> dict[str, Array]:
+        """What was predicted from each column, and how likely the column's own token was."""
+        import torch
+
+        rows, columns = ids.shape
+        found = {
+            "logprob": np.full((rows, columns), np.nan),
+            "entropy": np.full((rows, columns), np.nan),
+            "tokens": np.full((rows, columns, TOP), -1, np.int32),
+            "probs": np.full((rows, columns, TOP), np.nan),
+        }
+        following = np.full((rows, columns + 1), -1, np.int64)
+        following[:, : max(0, columns - 1)] = np.where(valid[:, 1:] & valid[:, :-1], ids[:, 1:], -1)
+        if columns and state.last is not None:
+            reached = valid[:, 0] & (state.count - valid.sum(axis=1) > 0)
+            found["logprob"][:, 0] = np.where(reached, _gathered(state.last, ids[:, :1])[:, 0], np.nan)
+        begin = 0
+        pieces: list[tuple[int, Tensor]] = []
+        for one, (_, logits, hidden), wide in zip(passes, tensors, widths, strict=True):
+            if wide:
+                whole = self._whole_logits(logits, hidden, one)
+                if whole is not None:
+                    offset = one.width - whole.shape[1]  # of the pass: its logits are of its last columns
+                    first = max(offset, one.skip)
+                    pieces.append((begin + first - one.skip, whole[:, first - offset : one.keep - offset]))
+                else:
+                    state.last = None
+            begin += wide
+        last: Tensor | None = None
+        for start, logits in _joined(pieces):
+            step = max(1, _CHUNK_BYTES // max(1, rows * logits.shape[2] * 4))
+            for low in range(0, logits.shape[1], step):
+                part = torch.log_softmax(logits[:, low : low + step].float(), dim=-1)
+                place = slice(start + low, start + low + part.shape[1])
+                odds = part.exp()
+                found["entropy"][:, place] = _array(-torch.where(odds > 0, odds * part, 0.0).sum(-1))
+                top = odds.topk(min(TOP, odds.shape[2]), dim=-1)
+                found["tokens"][:, place, : top.indices.shape[2]] = _array(top.indices)
+                found["probs"][:, place, : top.indices.shape[2]] = _array(top.values)
+                after = following[:, place]
+                told = _gathered(part, after[..., None])[..., 0]
+                r, c = np.nonzero(after >= 0)
+                found["logprob"][r, place.start + c + 1] = told[r, c]
+                if place.stop == columns:
+                    last = part[:, -1].clone()
+        if columns:
+            state.last = last
+        return found
+
+    def _whole_logits(self, logits: Tensor | None, hidden: Tensor | None, one: Pass) -> Tensor | None:
+        """Logits of as many columns as can be had."""
+        if logits is None or hidden is None or self._head is None:
+            return logits
+        import torch
+
+        weights = self._head()
+        if weights is None:
+            return logits
+        rows, width, _ = hidden.shape
+        step = max(1, _CHUNK_BYTES // max(1, rows * weights[0].shape[0] * weights[0].element_size()))
+        parts = [torch.nn.functional.linear(hidden[:, low : low + step], *weights) for low in range(0, width, step)]
+        whole = torch.cat(parts, 1)
+        own, again = logits[:, -1].float(), whole[:, -1].float()
+        if float((own - again).abs().max()) > _DIFFERS * max(float(own.std()), 1e-6) * 8:
+            self._complain(
+                "log-probabilities of prompts are unknown: this model does more than its head's matrix to its logits. Call the model "
+                "itself on the prompt for them, which computes all logits"
+            )
+            return logits
+        return torch.cat([whole[:, : width - logits.shape[1]].to(logits.dtype), logits], 1)
+
+    def _points(
+        self, kept: Sequence[tuple[Tensor | None, ...] | None], passes: list[Pass], widths: list[int], row: Array, column: Array
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Activations of the rows by tap point, and which rows have them where not all do."""
+        activations: dict[str, Array] = {}
+        present: dict[str, Array] = {}
+        begins = np.concatenate(([0], np.cumsum(widths)))
+        for index, layout in enumerate(self._known):
+            if layout is None:
+                continue
+            pieces: list[Any] = []
+            places: list[Array] = []
+            for slots, one, begin in zip(kept, passes, begins, strict=False):
+                tensor = None if slots is None else slots[index]
+                if tensor is None:
+                    continue
+                offset = one.width - tensor.shape[1]
+                first = max(offset, one.skip)
+                if one.keep > first:
+                    pieces.append(tensor[:, first - offset : one.keep - offset])
+                    places.append(begin + np.arange(first - one.skip, one.keep - one.skip))
+            if not pieces:
+                continue
+            values = _home(pieces, layout.spec.dtype == "bfloat16")
+            place = np.full(int(begins[-1]), -1)
+            covered = np.concatenate(places)
+            place[covered] = np.arange(len(covered))
+            held = place[column]
+            fired = held >= 0
+            name = layout.spec.name
+            if fired.all():
+                everything = values.shape[0] == 1 and len(held) == values.shape[1]
+                chosen = values[0] if everything else values[row, held]
+            else:
+                chosen = values[row[fired], held[fired]]
+                present[name] = np.flatnonzero(fired).astype(np.int32)
+            activations[name] = chosen.reshape(len(chosen), *layout.spec.shape).astype(layout.wire, copy=False)
+        return activations, present
+
+    def _batches(
+        self, table: dict[str, Array], activations: dict[str, Array], present: dict[str, Array], hollow: Array
+    ) -> Iterator[FrameBatch]:
+        """Frame batches of bounded size; rows that the queue dropped are only counted."""
+        manifest = self.stacked
+        assert manifest is not None
+        rows = len(hollow)
+        size = sum(values[:1].nbytes for values in (*table.values(), *activations.values()))
+        most = max(1, min(_MAX_BATCH_ROWS, _MAX_BATCH_BYTES // max(1, size)))
+        cuts = np.flatnonzero(np.diff(hollow.astype(np.int8))) + 1
+        for begin, end in zip((0, *cuts.tolist()), (*cuts.tolist(), rows), strict=True):
+            if hollow[begin]:
+                self.queue_dropped += end - begin
+                self.next_seq += end - begin
+                continue
+            for low in range(begin, end, most):
+                high = min(low + most, end)
+                some: dict[str, Array] = {}
+                which: dict[str, Array] = {}
+                for name, values in activations.items():
+                    index = present.get(name)
+                    if index is None:
+                        some[name] = values[low:high]
+                        continue
+                    left, right = np.searchsorted(index, (low, high))
+                    if right > left:
+                        some[name] = values[left:right]
+                        if right - left < high - low:
+                            which[name] = index[left:right] - np.int32(low)
+                columns = {name: values[low:high] for name, values in table.items()}
+                batch = FrameBatch(
+                    manifest.run, manifest.boot, manifest.hash, self.next_seq, self.queue_dropped, columns, some, which
+                )  # fmt: skip
+                self.next_seq += high - low
+                self._seen(batch)
+                yield batch
+
+    def _tell(self, tokens: Array) -> None:
+        fresh = [token for token in np.unique(tokens).tolist() if token >= 0 and token not in self._told]
+        if fresh:
+            self._told.update(fresh)
+            self._news.extend(self._words(fresh))
+
+    def _words(self, tokens: Sequence[int]) -> Iterator[Vocabulary]:
+        for begin in range(0, len(tokens), MAX_TOKENS):
+            some = tuple(tokens[begin : begin + MAX_TOKENS])
+            yield Vocabulary(self._base.run, self._base.boot, time.time_ns(), some, tuple(self._text.of(token) for token in some))
+
+
+def _generated(one: Pass) -> Array:
+    """(columns,) whether tokens were fed after those given. A longer pass that goes on is given, unless all its logits
+    were asked for, as speculative decoding does."""
+    wide = max(0, one.keep - one.skip)
+    if one.first:
+        return np.arange(one.skip, one.skip + wide) >= one.given
+    return np.full(wide, one.width == 1 or one.skip > 0 or (one.logits is not None and one.logits.shape[1] == one.width))
+
+
+def _joined(pieces: list[tuple[int, Tensor]]) -> Iterator[tuple[int, Tensor]]:
+    """Logits side by side where their columns are, so that many short passes cost as one."""
+    import torch
+
+    group: list[Tensor] = []
+    start = end = 0
+    for begin, logits in pieces:
+        if group and begin != end:
+            yield start, torch.cat(group, 1)
+            group = []
+        if not group:
+            start = begin
+        group.append(logits)
+        end = begin + logits.shape[1]
+    if group:
+        yield start, group[0] if len(group) == 1 else torch.cat(group, 1)
+
+
+def _gathered(values: Tensor, at: Array) -> Array:
+    """`values` at the indices `at` of the last dimension, on the host; where they are negative, anything."""
+    import torch
+
+    index = torch.from_numpy(np.clip(at, 0, values.shape[-1] - 1)).to(values.device)
+    return _array(values.gather(-1, index))
+
+
+def _home(tensors: Sequence[Tensor], bits: bool = False) -> Array:
+    """Tensors side by side along the tokens, on the host in one transfer; `bits`: bfloat16 as uint16."""
+    import torch
+
+    joined = tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), 1)
+    if bits:
+        return _array(joined.contiguous().view(torch.int16)).view(np.uint16)
+    return _array(joined)
+
+
+def _array(tensor: Tensor) -> Array:
+    found: Array = tensor.cpu().numpy()
+    return found
+
+
+def _broad(values: Array, rows: int) -> Array:
+    return np.broadcast_to(values, (rows, values.shape[1]))
+
