@@ -10,7 +10,8 @@
                `mean_out`); windows overlap by three quarters: a recording has few seconds
 
 Beside `analyzer.baselines` with as many active terms. With the policy behind the output point (`analyzer.effect`) also
-what the error does to the action; return recovery needs rollouts: `analyzer.recovery`. What is not known is null.
+what the error does to the action, and where a critic reads that layer to the value; return recovery needs rollouts:
+`analyzer.recovery`. What is not known is null.
 """
 
 from __future__ import annotations
@@ -56,9 +57,9 @@ def judge(dictionary: Dictionary, held: Samples, fit: Samples, effect: Effect | 
         return errors / total if total > 0 else None
 
     compared = {name: share(_error(splice, held)) for name, splice in baselines(fit, dictionary.features, k).items()}
-    action: dict[str, float | None] = {"action_agreement": None, "action_error": None, "action_kl": None}
+    action: dict[str, float | None] = dict.fromkeys(("action_agreement", "action_error", "action_kl", "value_error", "value_deviation"))
     if effect is not None:
-        action = _action(dictionary, held, effect)
+        action |= _action(dictionary, held, effect)
     return {
         "hash": dictionary.hash,
         "name": dictionary.name,
@@ -69,7 +70,6 @@ def judge(dictionary: Dictionary, held: Samples, fit: Samples, effect: Effect | 
         "fvu": share(float(measured.errors.sum())),
         "dead_share": float(1 - (fit_alive | (measured.counts > 0)).mean()),
         **action,
-        "value_error": None,  # no reference agent ships its critic
         "return_recovery": None,
         "baselines": {name: {"fvu": value, "return_recovery": None} for name, value in compared.items()},
         "cosine": measured.cosine,

@@ -83,6 +83,7 @@ def _figures(card: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("action agreement", _n(card["action_agreement"])),
         ("action error, standard deviations", _n(card["action_error"])),
         ("KL of the action, nats", _n(card.get("action_kl"))),
+        ("error of the value; its standard deviation", f"{_n(card.get('value_error'))}; {_n(card.get('value_deviation'))}"),
         ("dead share", _n(card["dead_share"])),
         ("cosine, norm ratio", f"{_n(card.get('cosine'))}, {_n(card.get('norm_ratio'))}"),
     ]

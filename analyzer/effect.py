@@ -27,6 +27,8 @@ class Effect:
     low: float = -float("inf")
     """Bounds of a continuous action."""
     high: float = float("inf")
+    value: Callable[[torch.Tensor], torch.Tensor] | None = None
+    """(n, d_out) to (n,) values, where a critic reads the same layer."""
 
     def scale(self, y: torch.Tensor) -> float:
         """Variance of the (clipped) actions, mean over their components; 1 for discrete ones."""
@@ -47,11 +49,20 @@ class Effect:
         return self._difference(true, found).square().mean() / scale
 
     def agreement(self, y: torch.Tensor, y_hat: torch.Tensor) -> dict[str, float | None]:
-        """Action agreement, action error and KL, as a card gives them; null where one does not apply.
+        """Action agreement, action error, KL, value error, as a card gives them; null where one does not apply.
 
         Discrete: share of frames with the same best action, and KL in nats. Continuous: agreement is the share of
         components within a tenth of a standard deviation, the error the root mean square in standard deviations.
+        With a critic: mean |V(y) - V(y_hat)|, and the standard deviation of V, both in the critic's units.
         """
+        value_error, deviation = None, None
+        with torch.no_grad():
+            if self.value is not None:
+                value = self.value(y).double()
+                value_error, deviation = float((value - self.value(y_hat)).abs().mean()), float(value.std(correction=0))
+            return self._of_actions(y, y_hat) | {"value_error": value_error, "value_deviation": deviation}
+
+    def _of_actions(self, y: torch.Tensor, y_hat: torch.Tensor) -> dict[str, float | None]:
         with torch.no_grad():
             true, found = self.head(y), self.head(y_hat)
             if self.kind == "discrete":

@@ -59,6 +59,8 @@ class Section:
         self._gone_peaks: list[tuple[Value, ...]] = []
         self._quality = QualityWindow()
         self._drift = DriftMonitor(source.features, source.card)
+        self.alarms: list[tuple[int, int]] = []
+        """Ids in `drift`, and last frames, of the alarms that the last batch sounded."""
         self._rolling = Rolling(source.features, len(manifest.metrics)) if manifest.metrics else None
         self._begin_ns = self._taken_ns = int(first.columns["monotonic_ns"][0])
         self._snapshot_seq = first.first_seq
@@ -93,6 +95,7 @@ class Section:
         """Take in one batch."""
         encoded = self.source.encode(batch, self._manifest)
         self.next_seq = batch.next_seq
+        self.alarms = []
         if encoded is not None:
             codes = encoded.codes
             writes.insert(
@@ -160,9 +163,11 @@ class Section:
 
     def _watch(self, judged: Quality, writes: Writes) -> None:
         for alarm in self._drift.update(judged):
+            id = self._store.new_id("drift")
+            self.alarms.append((id, alarm.last_seq))
             writes.insert(
                 "drift",
-                id=self._store.new_id("drift"),
+                id=id,
                 section_id=self.id,
                 kind=alarm.kind,
                 measure=alarm.measure,

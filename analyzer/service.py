@@ -24,6 +24,7 @@ from interlatent_live.analyzer.accounts import Accounts
 from interlatent_live.analyzer.blobs import pack_columns
 from interlatent_live.analyzer.boots import BootAnalysis
 from interlatent_live.analyzer.choice import Overrides, choose
+from interlatent_live.analyzer.clips import Clips
 from interlatent_live.analyzer.features import use_one_thread
 from interlatent_live.analyzer.retention import Retention
 from interlatent_live.analyzer.sections import Section
@@ -57,7 +58,8 @@ class Analyzer:
     """Turns messages of one run into rows of its store. For one thread.
 
     `dictionaries`, `override`: see `choice.choose`. `live_since_ns`: monotonic time at which this subscription began; latencies are
-    measured of frames made after it (a replayed stream has none). None for a recording.
+    measured of frames made after it (a replayed stream has none). None for a recording. `clips`: where what came before an
+    alarm is saved; None: it is not.
     """
 
     def __init__(
@@ -69,8 +71,10 @@ class Analyzer:
         override: Overrides | None = None,
         live_since_ns: int | None = None,
         retention: Retention | None = None,
+        clips: Clips | None = None,
     ) -> None:
         self.store = store
+        self._clips = clips
         self._retention = retention if retention is not None else Retention(store)
         self.frames = 0
         """Frames analysed by this analyzer."""
@@ -125,6 +129,8 @@ class Analyzer:
 
     def commit(self) -> None:
         """Write everything gathered since the last commit, at once. After StoreFull it may be called again."""
+        if self._clips is not None:
+            self._clips.settle(self._writes)
         if self._boot is not None and self._writes:
             self._boot.touch(self._writes)
         self.store.commit(self._writes)
@@ -138,6 +144,8 @@ class Analyzer:
     def close(self) -> None:
         """Finish what is open and commit. More may be fed afterwards, as after a pause."""
         self._leave()
+        if self._clips is not None:
+            self._clips.close(self._writes)
         self.commit()
 
     def _ours(self, message: Manifest | FrameBatch | Heartbeat | Picture | Scalars) -> bool:
@@ -213,6 +221,11 @@ class Analyzer:
         )
         for section in boot.sections:
             section.analyse(batch, id, self._writes)
+        if self._clips is not None:
+            self._clips.keep(batch)
+            alarms = [alarm for section in boot.sections for alarm in section.alarms]
+            if alarms:
+                self._clips.save(manifest, [alarm for alarm, _ in alarms], max(last for _, last in alarms))
         boot.follow_episodes(batch, self._writes)
         accounts.analyzed += batch.rows
         self.frames += batch.rows
@@ -226,6 +239,8 @@ class Analyzer:
                 self._fresh.append((accounts, batch, monotonic))
 
     def _picture(self, picture: Picture) -> None:
+        if self._clips is not None:
+            self._clips.keep(picture)
         self._writes.insert_once(
             "pictures",
             run=picture.run,
@@ -264,14 +279,19 @@ def analyze_recording(
     seconds: float | None = None,
     neurons_only: bool = False,
     override: Sequence[str] = (),
+    clips: bool = False,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Analyse a recording into a database, up to `seconds` of frame time; the counts of what was done."""
+    """Analyse a recording into a database, up to `seconds` of frame time; the counts of what was done.
+
+    `clips`: save what came before alarms beside the database, though the recording has it.
+    """
     source = recording if isinstance(recording, Recording) else Recording(recording)
     loaded, overridden = _load(dictionaries, override)
     _prepare(neurons_only)
     with Store(db, run=run or source.manifest.run) as store:
-        analyzer = Analyzer(store, dictionaries=loaded, neurons_only=neurons_only, override=overridden)
+        kept = Clips(Path(db)) if clips else None
+        analyzer = Analyzer(store, dictionaries=loaded, neurons_only=neurons_only, override=overridden, clips=kept)
         for message in source.messages():
             _patiently(partial(analyzer.feed, message, commit=False), stop)
             if analyzer.pending >= MAX_PENDING:
@@ -292,9 +312,13 @@ def analyze_stream(
     neurons_only: bool = False,
     override: Sequence[str] = (),
     leave_on_bye: bool = True,
+    clips: bool = True,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Analyse a live stream until its farewell, `seconds` after the first frame, or `stop()`; counts of it."""
+    """Analyse a live stream until its farewell, `seconds` after the first frame, or `stop()`; counts of it.
+
+    `clips`: save what came before alarms beside the database.
+    """
     loaded, overridden = _load(dictionaries, override)
     _prepare(neurons_only)
     with Store(db, run=run) as store, Subscriber(endpoint, run=run) as subscriber:
@@ -305,6 +329,7 @@ def analyze_stream(
             neurons_only=neurons_only,
             override=overridden,
             live_since_ns=since_ns,
+            clips=Clips(Path(db)) if clips else None,
         )
         refused: dict[str, int] = {}
         deadline: float | None = None

@@ -20,6 +20,7 @@ from interlatent_live.agent_side.agents.mspacman import (
     MSPACMAN,
     STEP_PERIOD_S,
     act,
+    make_critic,
     make_env,
     make_policy,
 )
@@ -27,6 +28,7 @@ from interlatent_live.agent_side.agents.mspacman_ram import METRICS, OFFSET_PX, 
 from interlatent_live.agent_side.agents.reference import load_weights
 from interlatent_live.agent_side.agents.train_mspacman import PixelPolicy, main, shape_reward
 from interlatent_live.agent_side.rollout import make_tap, run
+from interlatent_live.rollouts import AgentRollouts
 from interlatent_live.stream.errors import AgentError
 
 MAZE_ROWS = 172  # of the screen; below are lives, fruit and score
@@ -283,6 +285,23 @@ def test_metrics_describe_the_moment_before_the_step(tmp_path: Path, caplog: pyt
     assert recorded.pictures
     assert (recorded.pictures[0].height, recorded.pictures[0].width) == (210, 160)
     assert not caplog.records
+
+
+def test_rollouts_have_its_scores_and_value_from_the_tapped_layer_on() -> None:
+    rollouts = AgentRollouts("mspacman", "body.8:out", "body.8:out")
+    policy, critic = MSPACMAN.make_policy(), make_critic()
+    pixels = torch.rand(3, 4, 84, 84, generator=torch.Generator().manual_seed(0))
+    effect = rollouts.effect
+    assert effect.value is not None
+    with torch.inference_mode():
+        hidden = policy.get_submodule("body")(pixels)
+        torch.testing.assert_close(effect.head(hidden), policy(pixels))
+        torch.testing.assert_close(effect.value(hidden), critic(pixels)[:, 0])
+        # a point that is not followed by a mere sequence goes through hooks, in parts
+        by_hook = AgentRollouts("mspacman", "body.8:out", "pi:in")
+        assert by_hook.effect.value is None  # the critic has no such point
+        many = hidden.repeat(400, 1)
+        torch.testing.assert_close(by_hook.effect.head(many), policy(pixels).repeat(400, 1), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow

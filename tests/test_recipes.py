@@ -203,3 +203,13 @@ def test_more_frames_go_on_from_where_training_stood() -> None:
     trainer.run(samples(), None, seed=1, steps=150, rate=quick.rate / 2)
     second = trainer.dictionary(samples(), name="a", provenance={})
     assert second.measure(samples().x, samples().y)[1] < first.measure(samples().x, samples().y)[1]
+
+
+def test_effect_on_a_value_is_its_mean_absolute_error() -> None:
+    y, y_hat = torch.tensor([[1.0, 2.0], [3.0, 5.0]]), torch.tensor([[1.0, 1.0], [3.0, 8.0]])
+    effect = Effect(lambda z: z, "discrete", value=lambda z: z.sum(dim=1))
+    measured = effect.agreement(y, y_hat)
+    assert measured["value_error"] == pytest.approx((1 + 3) / 2)
+    assert measured["value_deviation"] == pytest.approx(2.5)
+    without = Effect(lambda z: z, "discrete").agreement(y, y_hat)
+    assert (without["value_error"], without["value_deviation"]) == (None, None)

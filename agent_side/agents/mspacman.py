@@ -35,13 +35,14 @@ __all__ = [
     "STEP_PERIOD_S",
     "STICKY",
     "act",
+    "make_critic",
     "make_env",
     "make_policy",
     "policy_network",
 ]
 
 CHECKPOINT: Final = Path(__file__).parent / "assets" / "mspacman.safetensors"
-"""The trained policy in float16: tensors 'body.0.weight' … 'pi.bias', and 'v.…' of the value, which only training needs."""
+"""The trained policy in float16: tensors 'body.0.weight' … 'pi.bias', and 'v.…' of the value."""
 
 FRAME_SKIP: Final = 4
 """Frames that one action lasts, of 60 a second."""
@@ -84,6 +85,18 @@ def make_policy() -> nn.Sequential:
     return network.eval()
 
 
+def make_critic() -> nn.Sequential:
+    """The value that training learned, on the policy's own body: (n, 4, 84, 84) to (n, 1), discounted and clipped rewards."""
+    require("mspacman", "torch")
+    from collections import OrderedDict
+
+    from torch import nn
+
+    network = nn.Sequential(OrderedDict(body=policy_network()[0], v=nn.Linear(256, 1)))
+    network.load_state_dict(load_weights("mspacman", CHECKPOINT, network.state_dict()))
+    return network.eval()
+
+
 def make_env(render: bool = False) -> gymnasium.Env[Any, Any]:
     """The game; with `render` its pictures are (210, 160, 3), without a display."""
     require("mspacman", "gymnasium", "ale_py", "cv2")
@@ -122,6 +135,7 @@ MSPACMAN: Final = ReferenceAgent(
     step_period_s=STEP_PERIOD_S,
     make_env=make_env,
     make_policy=make_policy,
+    make_critic=make_critic,
     act=act,
     tap_points=("body.8:out",),
     metrics=METRICS,

@@ -8,7 +8,7 @@ because PyBullet's second episode in one is not quite what its seed says.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from interlatent_live.analyzer.rollout import Episode, Splice
 from interlatent_live.stream.errors import AgentError, UnknownTapPoint
 
 __all__ = ["AgentRollouts"]
+
+_FORWARDS: Final = 1024
+"""Frames that go through the whole policy at once where only its end is wanted."""
 
 
 class AgentRollouts:
@@ -37,15 +40,19 @@ class AgentRollouts:
         self._x: torch.Tensor | None = None
         self._y: torch.Tensor | None = None
         self._given: torch.Tensor | None = None
+        self._critic = None if self._agent.make_critic is None else self._agent.make_critic().requires_grad_(False)
+        if self._critic is not None and output_point.partition(":")[0] not in dict(self._critic.named_modules()):
+            self._critic = None
         self._hook()
         env = self._agent.make_env()
         space: Any = env.action_space
         self._observation_shape = tuple(env.observation_space.shape or ())
         env.close()
+        value = None if self._critic is None else self._value
         if hasattr(space, "n"):
-            self.effect = Effect(self._head, "discrete")
+            self.effect = Effect(self._head, "discrete", value=value)
         else:
-            self.effect = Effect(self._head, "continuous", float(np.min(space.low)), float(np.max(space.high)))
+            self.effect = Effect(self._head, "continuous", float(np.min(space.low)), float(np.max(space.high)), value)
 
     def run(
         self, splice: Splice | None, seeds: Iterable[int], *, max_steps: int | None = None, keep: bool = False
@@ -94,11 +101,14 @@ class AgentRollouts:
             module.register_forward_pre_hook(lambda _m, given: self._read(given[0]))
         else:
             module.register_forward_hook(lambda _m, _given, out: self._read(out))
-        module, side = self._module(self.output)
-        if side == "in":
-            module.register_forward_pre_hook(lambda _m, given: (self._replace(given[0]), *given[1:]))
-        else:
-            module.register_forward_hook(lambda _m, _given, out: self._replace(out))
+        for network in (self._policy, self._critic):
+            if network is None:
+                continue
+            module, side = self._module(self.output, network)
+            if side == "in":
+                module.register_forward_pre_hook(lambda _m, given: (self._replace(given[0]), *given[1:]))
+            else:
+                module.register_forward_hook(lambda _m, _given, out: self._replace(out))
 
     def _read(self, x: torch.Tensor) -> None:
         self._x = x.flatten(1).clone()
@@ -113,23 +123,43 @@ class AgentRollouts:
 
     def _head(self, y: torch.Tensor) -> torch.Tensor:
         """The rest of the policy, behind the output point; it must depend on nothing else."""
+        return self._behind(self._policy, y)
+
+    def _value(self, y: torch.Tensor) -> torch.Tensor:
+        assert self._critic is not None
+        return self._behind(self._critic, y)[:, 0]
+
+    def _behind(self, network: nn.Module, y: torch.Tensor) -> torch.Tensor:
         path, _, side = self.output.partition(":")
-        if isinstance(self._policy, nn.Sequential) and path.isdigit() and side in ("", "out"):
-            rest: torch.Tensor = self._policy[int(path) + 1 :](y)
-            return rest
-        self._given = y
+        rest = _rest(network, path) if side in ("", "out") else None
+        if rest is not None:
+            found: torch.Tensor = rest(y)
+            return found
+        parts = []
         try:
-            scores: torch.Tensor = self._policy(y.new_zeros(len(y), *self._observation_shape))
-            return scores
+            for begin in range(0, len(y), _FORWARDS):  # what lies before the point is computed too, for nothing
+                self._given = y[begin : begin + _FORWARDS]
+                parts.append(network(y.new_zeros(len(self._given), *self._observation_shape)))
         finally:
             self._given = None
+        return torch.cat(parts)
 
-    def _module(self, point: str) -> tuple[nn.Module, str]:
+    def _module(self, point: str, network: nn.Module | None = None) -> tuple[nn.Module, str]:
         path, _, side = point.partition(":")
         try:
-            module = self._policy.get_submodule(path)
+            module = (network or self._policy).get_submodule(path)
         except AttributeError as error:
             raise UnknownTapPoint(f"{self.agent!r} has no module {path!r} for tap point {point!r}; see interlatent-live points") from error
         if side not in ("", "in", "out"):
             raise UnknownTapPoint(f"{point!r} is a part of an activation; what is spliced must be all of it: {path}:in or {path}:out")
         return module, side or "out"
+
+
+def _rest(network: nn.Module, path: str) -> nn.Sequential | None:
+    """What follows the module at `path` where one thing follows the other all the way, as within Sequentials; else None."""
+    name, _, inner = path.partition(".")
+    if not isinstance(network, nn.Sequential) or name not in (children := dict(network.named_children())):
+        return None
+    after = list(children.values())[list(children).index(name) + 1 :]
+    before = _rest(children[name], inner) if inner else nn.Sequential()
+    return None if before is None else nn.Sequential(*before, *after)
