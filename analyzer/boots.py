@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
+from collections.abc import Collection
 from typing import Final
 
 from interlatent_live.analyzer.accounts import Accounts
@@ -111,11 +112,12 @@ class BootAnalysis:
             section.touch(writes)
         self.accounts.write(writes)
 
-    def close_sections(self, writes: Writes) -> None:
-        """End the sections."""
+    def close_sections(self, writes: Writes, *, but: Collection[tuple[str, str]] = ()) -> None:
+        """End the sections, but those of a dictionary's hash and tap point."""
         for section in self.sections:
-            section.close(writes)
-        self.sections = []
+            if section.key not in but:
+                section.close(writes)
+        self.sections = [section for section in self.sections if section.key in but]
 
     def close(self, writes: Writes) -> None:
         """End everything that is open."""

@@ -3,7 +3,9 @@
 1. Dictionaries that were named: all of them, each of which must belong to the model and its tap points. One of other
    weights is refused unless it is overridden by name; one of a model whose weights are changing is taken and marked stale.
 2. Else every shipped or registered dictionary whose model hash and tap points match the manifest.
-3. Neurons, for every tap point that no chosen dictionary reads.
+3. Those adopted while the stream runs (`analyzer.following`): for each output point the newest one of these weights, in place
+   of what rule 2 found for it.
+4. Neurons, for every tap point that no chosen dictionary reads.
 """
 
 from __future__ import annotations
@@ -56,21 +58,26 @@ def choose(
     *,
     neurons_only: bool = False,
     override: Overrides | None = None,
+    adopted: Sequence[Dictionary] = (),
 ) -> list[Choice]:
-    """Sources for the tap points of `manifest`, in their order. `dictionaries` None or empty: those that match.
+    """Sources for the tap points of `manifest`: adopted, named or matching, neurons; each once. `dictionaries` None or empty: those
+    that match. `adopted`: newest first; `neurons_only` does not concern them.
 
     Raises DictionaryMismatch for a named dictionary of other weights that is not in `override`, and for one that cannot
     be computed here at all.
     """
     chosen: list[Choice] = []
     read: set[str] = set()
+    newest = _fitting(adopted, manifest)
+    others: Sequence[Dictionary] = ()
     if not neurons_only:
-        for dictionary in dictionaries or _registered(manifest):
-            at = (override or {}).get(dictionary.hash)
-            mismatch = _mismatch(dictionary, manifest, override or {})
-            source = DictionaryFeatures(dictionary, at)
-            chosen.append(Choice(source, mismatch))
-            read |= {source.point, *source.inputs}
+        others = dictionaries or [d for d in _registered(manifest) if d.cfg.output not in newest]
+    for dictionary in {d.hash: d for d in (*newest.values(), *others)}.values():
+        at = (override or {}).get(dictionary.hash)
+        mismatch = _mismatch(dictionary, manifest, override or {})
+        source = DictionaryFeatures(dictionary, at)
+        chosen.append(Choice(source, mismatch))
+        read |= {source.point, *source.inputs}
     if chosen:
         use_one_thread()
     for point in manifest.tap_points:
@@ -92,6 +99,24 @@ def _registered(manifest: Manifest) -> list[Dictionary]:
     for dictionary in match(manifest):
         best.setdefault(dictionary.cfg.output, dictionary)
     return list(best.values())
+
+
+def _fitting(adopted: Sequence[Dictionary], manifest: Manifest) -> dict[str, Dictionary]:
+    """Of each output point the first that can be computed here and is of these weights, or of those that these began with."""
+    found: dict[str, Dictionary] = {}
+    for dictionary in adopted:
+        from interlatent_live.analyzer.registry import check
+
+        try:
+            doubt = check(dictionary, manifest)
+        except DictionaryMismatch as error:
+            _LOG.warning("%s", error)
+            continue
+        if doubt is None or (doubt.stale and dictionary.cfg.model_hash == manifest.weights_hash):
+            found.setdefault(dictionary.cfg.output, dictionary)
+        else:
+            _LOG.warning("%s", doubt.text)
+    return found
 
 
 def _mismatch(dictionary: Dictionary, manifest: Manifest, override: Overrides) -> Mismatch:

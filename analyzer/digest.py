@@ -20,7 +20,7 @@ import msgpack
 from interlatent_live.analyzer.store import connect_readonly, translated
 from interlatent_live.stream.errors import StoreError
 
-__all__ = ["RETIRED", "digest", "verify"]
+__all__ = ["RETIRED", "digest", "hash_of", "verify"]
 
 RETIRED: Final = "retired_frames"
 """Key of `meta` under which retention counts the frames whose rows it took away."""
@@ -88,6 +88,22 @@ _TABLES: Final[tuple[tuple[str, str], ...]] = (
         "JOIN s ON s.id = x.section_id ORDER BY s.boot, s.rank, x.next_seq, x.span, metric, feature",
     ),
 )
+
+
+def hash_of(db: str | Path, dictionary: str) -> str:
+    """The hash of a dictionary that sections of `db` are of, by its name, or by the first 8 digits or more of its hash.
+
+    Raises StoreError where there is none, or more than one.
+    """
+    with _opened(db) as connection, translated(Path(db)):
+        rows = connection.execute(
+            "SELECT hash, name FROM dictionaries WHERE hash IN (SELECT dictionary_hash FROM sections) ORDER BY hash"
+        ).fetchall()
+    found = [hash_ for hash_, name in rows if name == dictionary or (len(dictionary) >= 8 and hash_.startswith(dictionary))]
+    if len(found) != 1:
+        there = ", ".join(f"{name} {hash_[:12]}" for hash_, name in rows) or "none"
+        raise StoreError(f"{db} has {len(found) or 'no'} dictionaries {dictionary!r}; it has {there}")
+    return str(found[0])
 
 
 def digest(db: str | Path, dictionary: str | None = None) -> str:

@@ -91,6 +91,11 @@ class Section:
             mismatch=int(choice.mismatch),
         )
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """Hash and tap point of what gives the features."""
+        return self.source.hash, self.source.point
+
     def analyse(self, batch: FrameBatch, batch_id: int, writes: Writes) -> None:
         """Take in one batch."""
         encoded = self.source.encode(batch, self._manifest)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -26,6 +26,7 @@ from interlatent_live.analyzer.boots import BootAnalysis
 from interlatent_live.analyzer.choice import Overrides, choose
 from interlatent_live.analyzer.clips import Clips
 from interlatent_live.analyzer.features import use_one_thread
+from interlatent_live.analyzer.following import LOOK_S, Followed, follow_folder, swaps_of
 from interlatent_live.analyzer.retention import Retention
 from interlatent_live.analyzer.sections import Section
 from interlatent_live.analyzer.store import Store
@@ -87,6 +88,8 @@ class Analyzer:
         self._dictionaries = dictionaries
         self._neurons_only, self._override = neurons_only, override
         self._live_since_ns = live_since_ns
+        self._adopted: Sequence[Dictionary] = ()
+        self._swap_due = False
         self._writes = Writes()
         self._boot: BootAnalysis | None = None
         self._fresh: list[tuple[Accounts, FrameBatch, bool]] = []
@@ -121,6 +124,13 @@ class Analyzer:
                 self._take(boot, message)
         if commit:
             self.commit()
+
+    def adopt(self, dictionaries: Sequence[Dictionary]) -> None:
+        """Take these beside the others from the next batch on, see `choose`: what gives way to them ends its section there.
+
+        No frame falls between: the batch before is seen by the old, the next one by the new, and a kill leaves the one or the other.
+        """
+        self._adopted, self._swap_due = list(dictionaries), True
 
     def refuse(self, reason: str, messages: int = 1) -> None:
         """Count messages that could not be read."""
@@ -193,14 +203,8 @@ class Analyzer:
         if not _fits(batch, manifest):
             accounts.refused["manifest_mismatch"] += batch.rows
             return
-        if boot.manifest is not manifest:
-            chosen = choose(
-                manifest, self._dictionaries, neurons_only=self._neurons_only, override=self._override
-            )
-            reason = "manifest" if boot.manifest is not None else "resume" if accounts.resumed else "start"
-            boot.close_sections(self._writes)
-            boot.manifest = manifest
-            boot.sections = [Section(self.store, c, manifest, batch, reason, self._writes) for c in chosen]
+        if boot.manifest is not manifest or self._swap_due:
+            self._choose(boot, manifest, batch)
         columns = batch.columns
         id = self.store.new_id("batches")
         self._writes.insert(
@@ -237,6 +241,23 @@ class Analyzer:
             since = self._live_since_ns if monotonic else time.time_ns() - time.monotonic_ns() + self._live_since_ns
             if int(columns["monotonic_ns" if monotonic else "wall_ns"][0]) >= since:
                 self._fresh.append((accounts, batch, monotonic))
+
+    def _choose(self, boot: BootAnalysis, manifest: Manifest, batch: FrameBatch) -> None:
+        """Open the sections that begin with `batch`, and close those that they replace, in the transaction of that batch."""
+        chosen = choose(
+            manifest, self._dictionaries, neurons_only=self._neurons_only, override=self._override, adopted=self._adopted
+        )
+        if boot.manifest is manifest:
+            reason, stay = "swap", {(c.source.hash, c.source.point) for c in chosen}
+        else:
+            reason = "manifest" if boot.manifest is not None else "resume" if boot.accounts.resumed else "start"
+            stay = set()
+        boot.close_sections(self._writes, but=stay)
+        boot.manifest, self._swap_due = manifest, False
+        going_on = {section.key: section for section in boot.sections}
+        boot.sections = [
+            going_on.get((c.source.hash, c.source.point)) or Section(self.store, c, manifest, batch, reason, self._writes) for c in chosen
+        ]
 
     def _picture(self, picture: Picture) -> None:
         if self._clips is not None:
@@ -280,19 +301,27 @@ def analyze_recording(
     neurons_only: bool = False,
     override: Sequence[str] = (),
     clips: bool = False,
+    swaps: str | Path | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Analyse a recording into a database, up to `seconds` of frame time; the counts of what was done.
 
-    `clips`: save what came before alarms beside the database, though the recording has it.
+    `clips`: save what came before alarms beside the database, though the recording has it. `swaps`: a database of the same run,
+    analysed live: dictionaries come in at the frames at which they did there.
     """
+    coming = {} if swaps is None else swaps_of(swaps)
     source = recording if isinstance(recording, Recording) else Recording(recording)
     loaded, overridden = _load(dictionaries, override)
     _prepare(neurons_only)
     with Store(db, run=run or source.manifest.run) as store:
         kept = Clips(Path(db)) if clips else None
         analyzer = Analyzer(store, dictionaries=loaded, neurons_only=neurons_only, override=overridden, clips=kept)
+        _patiently(partial(_note, store, {"recording": str(source.path.absolute()), "endpoint": None, "follows": None}), stop)
+        adopted: list[Dictionary] = []
         for message in source.messages():
+            if coming and isinstance(message, FrameBatch) and (new := coming.pop((message.boot, message.first_seq), None)):
+                adopted = [*new, *adopted]
+                analyzer.adopt(adopted)
             _patiently(partial(analyzer.feed, message, commit=False), stop)
             if analyzer.pending >= MAX_PENDING:
                 _patiently(analyzer.commit, stop)
@@ -313,15 +342,20 @@ def analyze_stream(
     override: Sequence[str] = (),
     leave_on_bye: bool = True,
     clips: bool = True,
+    follow: str | Path | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Analyse a live stream until its farewell, `seconds` after the first frame, or `stop()`; counts of it.
 
-    `clips`: save what came before alarms beside the database.
+    `clips`: save what came before alarms beside the database. `follow`: the folder whose dictionaries are swapped in as they
+    appear; None: `follow_folder(db)`, or none with `neurons_only`.
     """
     loaded, overridden = _load(dictionaries, override)
-    _prepare(neurons_only)
+    followed = None if follow is None and neurons_only else Followed(Path(follow or follow_folder(db)).absolute())
+    _prepare(followed is None)
     with Store(db, run=run) as store, Subscriber(endpoint, run=run) as subscriber:
+        origin = {"endpoint": subscriber.endpoint, "recording": None, "follows": None if followed is None else str(followed.folder)}
+        _patiently(partial(_note, store, origin), stop)
         since_ns = time.monotonic_ns()
         analyzer = Analyzer(
             store,
@@ -333,7 +367,12 @@ def analyze_stream(
         )
         refused: dict[str, int] = {}
         deadline: float | None = None
+        look = 0.0
         while not stop():
+            if followed is not None and time.monotonic() > look:
+                look = time.monotonic() + LOOK_S
+                if (dictionaries_now := followed.changed()) is not None:
+                    analyzer.adopt(dictionaries_now)
             _drain(analyzer, subscriber, stop)
             for reason, count in subscriber.refused.items():
                 analyzer.refuse(reason, count - refused.get(reason, 0))
@@ -346,6 +385,17 @@ def analyze_stream(
                 break
         _patiently(analyzer.close, stop)
         return _summary(store, analyzer)
+
+
+def _note(store: Store, origin: Mapping[str, str | None]) -> None:
+    """Write down where the frames come from, for the page to fill in commands with."""
+    writes = Writes()
+    for key, value in origin.items():
+        if value is None:
+            writes.execute("DELETE FROM meta WHERE key = ?", key)
+        else:
+            writes.replace("meta", key=key, value=value)
+    store.commit(writes)
 
 
 def _drain(analyzer: Analyzer, subscriber: Subscriber, stop: Callable[[], bool]) -> None:

@@ -30,27 +30,36 @@ def info(path: Annotated[Path, typer.Argument(help="A recording or a database.")
         print_result(Recording(path).info(), as_json)
 
 
+OfOne = Annotated[
+    str | None, typer.Option("--dictionary", help="Only what follows from this one, by name or hash; a run may have been swapped to it.")
+]
+
+
 @app.command()
-def digest(db: Annotated[Path, typer.Argument(help="A database.")], as_json: AsJson = False) -> None:
+def digest(db: Annotated[Path, typer.Argument(help="A database.")], dictionary: OfOne = None, as_json: AsJson = False) -> None:
     """One line: the hash of the analysis, equal for equal batches.
 
     Example: `interlatent-live digest r.db`
     """
     from interlatent_live.analyzer.digest import digest as compute
+    from interlatent_live.analyzer.digest import hash_of
 
-    value = compute(db)
+    value = compute(db, None if dictionary is None else hash_of(db, dictionary))
     print_line({"digest": value}, as_json, value)
 
 
 @app.command()
-def verify(a: Annotated[Path, typer.Argument()], b: Annotated[Path, typer.Argument()], as_json: AsJson = False) -> None:
+def verify(
+    a: Annotated[Path, typer.Argument()], b: Annotated[Path, typer.Argument()], dictionary: OfOne = None, as_json: AsJson = False
+) -> None:
     """Whether two databases hold the same analysis; if not, the first difference, and status 1.
 
     Example: `interlatent-live verify r.db again.db`
     """
+    from interlatent_live.analyzer.digest import hash_of
     from interlatent_live.analyzer.digest import verify as compare
 
-    difference = compare(a, b)
+    difference = compare(a, b, None if dictionary is None else hash_of(a, dictionary))
     print_line({"equal": difference is None, "difference": difference}, as_json, difference or "equal")
     if difference is not None:
         raise typer.Exit(1)

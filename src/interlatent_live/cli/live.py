@@ -35,7 +35,9 @@ Override = Annotated[
 
 @app.command()
 def demo(
-    agent: Annotated[str, typer.Option(help="A reference agent: cartpole, cartpole-reinforce, lunarlander, mspacman, humanoid or g1.")] = "cartpole",
+    agent: Annotated[
+        str, typer.Option(help="A reference agent: cartpole, cartpole-reinforce, lunarlander, mspacman, humanoid or g1.")
+    ] = "cartpole",
     seconds: Annotated[float | None, typer.Option(help="End after so many seconds from the first step; else Ctrl-C ends.")] = None,
     port: Annotated[int, typer.Option(help="Port of the page; 0 takes a free one.")] = DEFAULT_PORT,
     record: Annotated[Path | None, typer.Option(help="Where to record; default: a new folder below runs/.")] = None,
@@ -134,6 +136,13 @@ def analyze(
         typer.Option("--clips/--no-clips", help="Save the 30 s before an alarm as a recording beside the database. Default: of a stream."),
     ] = None,
     stay: Annotated[bool, typer.Option("--stay", help="Stay after the agent's farewell, for its next start.")] = False,
+    follow: Annotated[
+        Path | None,
+        typer.Option(help="Swap in dictionaries as they appear in this folder (--connect). Default: DB.dictionaries, without --neurons."),
+    ] = None,
+    swaps: Annotated[
+        Path | None, typer.Option(help="Swap dictionaries where the live analysis in this database did (--recording).")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run dictionaries and correlations over a stream or a recording, into a database.
@@ -156,9 +165,13 @@ def analyze(
         "stop": stop,
     }
     if recording is not None:
-        done = analyze_recording(recording, db, **chosen)
+        if follow is not None:
+            raise typer.BadParameter("--follow is for --connect: a recording is analysed with --dictionary, or --swaps DB")
+        done = analyze_recording(recording, db, swaps=swaps, **chosen)
     else:
-        done = analyze_stream(connect or DEFAULT_ENDPOINT, db, leave_on_bye=not stay, **chosen)
+        if swaps is not None:
+            raise typer.BadParameter("--swaps is for --recording: what a live analysis swaps in is in the folder of --follow")
+        done = analyze_stream(connect or DEFAULT_ENDPOINT, db, leave_on_bye=not stay, follow=follow, **chosen)
     print_result({"db": str(db), **done}, as_json)
 
 
