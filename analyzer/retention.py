@@ -2,8 +2,8 @@
 
 1. Candidates are the oldest batches not looked at yet: those older than `max_age_s` of frame time, or, while the file is
    larger than `max_bytes`, those older than two minutes.
-2. A batch that overlaps a span of EVIDENCE stays with its codes and pictures; so do events and pictures of such a span.
-3. The rest goes: batches with codes, events, pictures and all but each section's last snapshots. Episodes, quality,
+2. A batch that overlaps a span of EVIDENCE stays with its codes and pictures; so do events, pictures and attributions of such a span.
+3. The rest goes: batches with codes, events, pictures, attributions and all but each section's last snapshots. Episodes, quality,
    drift, peaks, activity and accounts are small and stay.
 
 A pass takes away a bounded number of rows, in the analyzer's own transaction, so that it never stalls; passes come once
@@ -47,7 +47,7 @@ class Retention:
         self.max_age_s, self.max_bytes = max_age_s, max_bytes
         self._store = store
         self._due_ns: int | None = None
-        self._looked_at = {"batches": 0, "events": 0, "pictures": 0, "correlation_snapshots": 0}
+        self._looked_at = {"batches": 0, "events": 0, "pictures": 0, "attributions": 0, "correlation_snapshots": 0}
         self._horizon: dict[str, int] = {}  # by boot: frames before it have been looked at
         self._evidence: dict[str, tuple[Ints, Ints]] = {}
         self._evidence_ns: int | None = None
@@ -76,7 +76,8 @@ class Retention:
         if frames:
             writes.execute(_COUNT, RETIRED, str(frames), frames)
         self._events(writes)
-        self._pictures(writes)
+        for table in ("pictures", "attributions"):
+            self._of_frames(table, writes)
         self._snapshots(writes)
 
     def _candidates(self, wall_ns: int) -> list[tuple[Any, ...]]:
@@ -140,14 +141,15 @@ class Retention:
             if not self._cited(boot, first, last + 1):
                 writes.execute("DELETE FROM events WHERE id = ?", id)
 
-    def _pictures(self, writes: Writes) -> None:
-        sql = "SELECT rowid, boot, seq FROM pictures WHERE rowid > ? ORDER BY rowid LIMIT ?"
-        for id, boot, seq in self._store.all(sql, self._looked_at["pictures"], _BATCHES):
+    def _of_frames(self, table: str, writes: Writes) -> None:
+        """What belongs to one frame each: pictures, and why an action was taken."""
+        sql = f"SELECT rowid, boot, seq FROM {table} WHERE rowid > ? ORDER BY rowid LIMIT ?"
+        for id, boot, seq in self._store.all(sql, self._looked_at[table], _BATCHES):
             if seq >= self._reached(boot):
                 return
-            self._looked_at["pictures"] = id
+            self._looked_at[table] = id
             if not self._cited(boot, seq, seq + 1):
-                writes.execute("DELETE FROM pictures WHERE rowid = ?", id)
+                writes.execute(f"DELETE FROM {table} WHERE rowid = ?", id)
 
     def _snapshots(self, writes: Writes) -> None:
         sql = (

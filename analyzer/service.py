@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from interlatent_live.analyzer.accounts import Accounts
+from interlatent_live.analyzer.attributions import attribute
 from interlatent_live.analyzer.blobs import pack_columns
 from interlatent_live.analyzer.boots import BootAnalysis
 from interlatent_live.analyzer.choice import Overrides, choose
@@ -36,7 +37,7 @@ from interlatent_live.stream.frames import FrameBatch
 from interlatent_live.stream.manifest import Manifest
 from interlatent_live.stream.reading import Recording
 from interlatent_live.stream.subscriber import Subscriber
-from interlatent_live.stream.wire import Bye, Heartbeat, Message, Picture, Scalars, Signals
+from interlatent_live.stream.wire import Attribution, Bye, Heartbeat, Message, Picture, Scalars, Signals
 
 if TYPE_CHECKING:  # torch comes with it
     from interlatent_live.analyzer.dictionary import Dictionary
@@ -118,6 +119,8 @@ class Analyzer:
                 self._picture(message)
             elif isinstance(message, Scalars):
                 self._log(message)
+            elif isinstance(message, Attribution):
+                attribute(message, self._writes)
             elif boot.waits_for(message):
                 boot.hold(message, self._writes)
             else:
@@ -158,7 +161,7 @@ class Analyzer:
             self._clips.close(self._writes)
         self.commit()
 
-    def _ours(self, message: Manifest | FrameBatch | Heartbeat | Picture | Scalars) -> bool:
+    def _ours(self, message: Manifest | FrameBatch | Heartbeat | Picture | Scalars | Attribution) -> bool:
         if self.store.run is None:
             self.store.bind(message.run)
         if message.run != self.store.run:
