@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.utils.hooks import RemovableHandle
 
+    from interlatent_live.agent_side.steering import Steering
+
 __all__ = ["MAX_POINTS", "Capture", "Chosen", "Kept", "Layout"]
 
 Kept: TypeAlias = "bytes | Tensor"
@@ -95,6 +97,8 @@ class Capture:
         self.fewer = False
         """Whether a forward pass may act for some of the environments only; `place` says for which, and the adapter when to
         `wake`."""
+        self.steering: Steering | None = None
+        """Set before `attach` where what passes may be changed."""
         self._timing = False
         self.untraced = False
         """Set where torch.compile was applied: then hooks are kept out of its graphs."""

@@ -1,6 +1,7 @@
 """The hooks themselves, as torch calls them: plain ones, ones that keep some rows of a batch, ones that keep a part.
 
-They return None always and raise never; what they keep goes into the slots of their `Capture`.
+They raise never, and return None unless steering changes what passes (`Steering.touch`);
+what they keep goes into the slots of their `Capture`.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ def hook_on(capture: Capture, index: int, point: Point, module: nn.Module) -> Re
         kind = _ChosenOutputHook if out else _ChosenInputHook
     else:
         kind = _OutputHook if out else _InputHook
+    if capture.steering is not None and capture.steering.steerable(index):
+        kind = _steered(kind, out)
     if capture.untraced:
         kind = _untraced(kind)
     hook: Any = kind(capture, index)
@@ -50,6 +53,31 @@ def _untraced(kind: type[_Hook]) -> type[_Hook]:
 
     disable: Any = torch.compiler.disable
     return type(f"{kind.__name__}Untraced", (kind,), {"__slots__": (), "__call__": disable(kind.__call__)})
+
+
+@cache
+def _steered(kind: Any, out: bool) -> type[_Hook]:
+    """The hook that lets interventions change what passes, after it was kept: one call and one look more while there are
+    none, and then it returns None as every hook."""
+    keep: Any = kind.__call__
+
+    def output(self: _Hook, module: Any, args: Any, output: Any) -> Any:
+        keep(self, module, args, output)
+        steering = self.capture.steering
+        return None if steering.wanted is None else steering.touch(self.index, output)  # type: ignore[union-attr]
+
+    def input(self: _Hook, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        keep(self, module, args, kwargs)
+        steering = self.capture.steering
+        if steering.wanted is None or not (args or kwargs):  # type: ignore[union-attr]
+            return None
+        name = None if args else next(iter(kwargs))
+        changed = steering.touch(self.index, args[0] if name is None else kwargs[name])  # type: ignore[union-attr]
+        if changed is None:
+            return None
+        return ((changed, *args[1:]), kwargs) if name is None else (args, kwargs | {name: changed})
+
+    return type(f"{kind.__name__}Steered", (kind,), {"__slots__": (), "__call__": output if out else input})
 
 
 class _Hook:

@@ -32,6 +32,8 @@ _MAX_BATCH_FRAMES: Final = 4096
 _MAX_BATCH_BYTES: Final = 16 << 20
 
 Array: TypeAlias = npt.NDArray[Any]
+Applied: TypeAlias = "tuple[tuple[int, tuple[bool, ...] | None], ...]"
+"""Numbers of interventions, and the environments on which they acted (None: all)."""
 
 Row: TypeAlias = tuple[
     int,  # sequence number of its first frame
@@ -52,6 +54,7 @@ Row: TypeAlias = tuple[
     int,  # forward_age
     int,  # policy_version
     "int | None",  # the time by the caller's own clock, ns; None: it gave none
+    "Applied | None",  # interventions that acted on the step's forward pass
     "Array | None",  # (num_envs,) bool: which environments have a frame; None: all
 ]
 """One step of all environments, as it waits in the queue."""
@@ -114,6 +117,15 @@ class Stacker:
                 yield from self._stack(rows[first : min(first + most, end)])
             begin = end
 
+    @property
+    def sources(self) -> Mapping[str, Any]:
+        """Where the number of each metric comes from, by name: an index of the observation, (index,) among the metrics that
+        are functions, or None: it is handed to `step`."""
+        found: dict[str, Any] = {
+            metric.name: metric.source if isinstance(metric.source, int) else None for metric in self._metrics
+        }  # fmt: skip
+        return found | {name: (i,) for i, name in enumerate(self._functions)} | dict.fromkeys(self._handed)
+
     def _stack(self, rows: Sequence[Row]) -> Iterator[FrameBatch]:
         first_seq = rows[0][0]
         self.queue_dropped += first_seq - self.next_seq
@@ -133,7 +145,7 @@ class Stacker:
         assert manifest is not None
         n, envs = len(rows), self._capture.num_envs
         (_, steps, clocks, kept, observed, observed_dtypes, acted, acted_dtypes, rewards, terminated, truncated, functions, handed,
-         episodes, begins, ages, versions, stamps, valid) = zip(*rows, strict=True)  # fmt: skip
+         episodes, begins, ages, versions, stamps, applied, valid) = zip(*rows, strict=True)  # fmt: skip
         select: Array | None = None
         if not _all_none(valid):
             select = np.concatenate([np.ones(envs, bool) if mask is None else mask for mask in valid])
@@ -165,6 +177,8 @@ class Stacker:
                 absent = math.nan if name == "reward" else False
                 given = [absent if item is None else item for item in items] if _NONE in map(type, items) else items
                 columns[name] = pick.each(given, dtype)
+        if not _all_none(applied):
+            columns["intervention"] = pick.rows(_interventions(applied, envs))
         activations, present = self._activations(kept, pick)
         return FrameBatch(manifest.run, manifest.boot, manifest.hash, first_seq, self.queue_dropped, columns, activations, present)
 
@@ -313,6 +327,17 @@ class _Pick:
             except (TypeError, ValueError):  # tensors, or arrays of one element beside numbers
                 return self.rows(np.array([float(_numbers(item).reshape(-1)[0]) for item in items]).astype(dtype))
         return self.rows(np.concatenate([np.broadcast_to(_numbers(item), (self.envs,)) for item in items]).astype(dtype))
+
+
+def _interventions(applied: Sequence[Applied | None], envs: int) -> Array:
+    """(n * envs, m) int32 numbers, rising, then -1."""
+    most = max(len(acts) for acts in applied if acts is not None)
+    found = np.full((len(applied), envs, most), -1, np.int32)
+    for step, acts in enumerate(applied):
+        for env in range(envs if acts else 0):
+            numbers = [number for number, where in acts or () if where is None or where[env]]
+            found[step, env, : len(numbers)] = sorted(numbers)
+    return found.reshape(len(applied) * envs, most)
 
 
 def _stamped(clock: Array, stamps: Sequence[int | None]) -> Array:

@@ -73,8 +73,8 @@ class Sealer:
         "_stamp_failures",
         "_stamp_ns",
         "_stamps_back",
-        "_step_failures",
         "_steering",
+        "_step_failures",
         "_steps",
         "_why",
         "policy_version",
@@ -215,12 +215,12 @@ class Sealer:
                         age,
                         self.policy_version,
                         stamp,
-                        None if steering is None or steering.force is None else steering.take(),
+                        None if steering is None or (steering.wanted is None and steering.force is None) else steering.take(seq + frames),
                         counted,
                     )
                 )
                 self._frames = seq + frames
-                if steering is not None and (steering.wanted is not None or steering.force is not None):
+                if steering is not None and steering.active:
                     self._steer(steering, (observation, action, reward, terminated, truncated, evaluated, metrics))
                 why = self._why
                 if why is not None and clock >= why.due_ns:

@@ -35,7 +35,7 @@ from interlatent_live.agent_side.scalars import ScalarLog
 from interlatent_live.agent_side.sealing import Sealer
 from interlatent_live.agent_side.silence import compiled, silence
 from interlatent_live.stream.endpoint import DEFAULT_ENDPOINT
-from interlatent_live.stream.errors import InterlatentError, TapError
+from interlatent_live.stream.errors import InterlatentError, SteeringError, TapError
 from interlatent_live.stream.frames import FrameBatch
 from interlatent_live.stream.manifest import ActionSpec, Manifest, check_run
 from interlatent_live.stream.publisher import Publisher
@@ -46,7 +46,12 @@ from interlatent_live.stream.wire import Message
 if TYPE_CHECKING:
     from torch import nn
 
+    from interlatent_live.agent_side.control import Control
+    from interlatent_live.agent_side.intervention import Steered
     from interlatent_live.agent_side.lm import Written
+    from interlatent_live.agent_side.policy import SteeringPolicy
+    from interlatent_live.analyzer.dictionary import Dictionary
+    from interlatent_live.stream.condition import Condition
 
 __all__ = ["Tap"]
 
@@ -66,6 +71,10 @@ class Tap(Sealer):
     viewer: ClassVar[Callable[[Tap], Callable[[], object]] | None] = None
     """What `view=True` calls once the tap is open: starts analyzer and page, returns what ends them. Set by
     `interlatent_live`."""
+    find_dictionaries: ClassVar[Callable[[str | None], Sequence[Dictionary]] | None] = None
+    """Installed dictionaries: that of a name, or all. Set likewise."""
+    parse_condition: ClassVar[Callable[[str], Condition] | None] = None
+    """From the text of a predicate to a condition. Set likewise."""
 
     def __new__(cls, *given: Any, tokenizer: Any = None, **named: Any) -> Tap:
         """A tap; with a tokenizer that of a language model, whose steps are tokens."""
@@ -100,6 +109,8 @@ class Tap(Sealer):
         why: Why | None = None,
         tokenizer: Any = None,
         prompt_logprobs: bool = True,
+        steering: SteeringPolicy | None = None,
+        action_distribution: Callable[[Any], Any] | None = None,
     ) -> None:
         """Nothing is opened yet: that is `with`, or `open()`.
 
@@ -110,7 +121,9 @@ class Tap(Sealer):
         the environment's named terms, or the elements of the observation. `queue_bytes`: memory that waits for the
         sender at most; beyond it the oldest rows go. `weights`: 'changing' while training. `send_period_s`: how often
         the sender's thread looks; longer costs a busy agent less, and adds to the latency. `tokenizer`: of a decoder-only
-        language model of transformers, whose steps are tokens; `prompt_logprobs`: see `lm.LanguageTap`.
+        language model of transformers, whose steps are tokens; `prompt_logprobs`: see `lm.LanguageTap`. `steering`: what may be changed,
+        and by whom; None: nothing, and no socket takes requests. `action_distribution`: from what the model returns to a
+        `torch.distributions.Distribution`, or to logits, by which the effect of steering is measured.
         """
         if num_envs < 1:
             raise TapError(f"num_envs is {num_envs}; at least 1 is needed")
@@ -153,6 +166,10 @@ class Tap(Sealer):
         self._speed = (0, 0)
         if why is not None and model is None:
             raise TapError("why=… explains a torch policy, and this tap has no model")
+        if steering is not None and model is None:
+            raise TapError("steering=… changes what a torch policy computes, and this tap has no model")
+        self._policy, self._distribution = steering, action_distribution
+        self._control: Control | None = None
         self._explains = None if why is None else Attributor(why, name, self.boot, self._capture, self._say)
 
     def __enter__(self) -> Tap:
@@ -174,10 +191,17 @@ class Tap(Sealer):
         first = introduce(self.run, self.boot, self._model, self._weights)
         if self._explains is not None and self._model is not None:  # what does not fit is said before anything is opened
             self._explains.begin(self._model, self._weights, first.weights_hash, self._stacked)
-        publisher = Publisher(self.endpoint) if self.endpoint else None
+        if self._policy is not None:
+            self._open_steering(self._policy, first)
+        try:
+            publisher = Publisher(self.endpoint) if self.endpoint else None
+        except InterlatentError:
+            self._close_steering()
+            raise
         try:
             recorder = None if self._record is None else Recorder(self._record, **self._limits)
         except InterlatentError:
+            self._close_steering()
             if publisher is not None:
                 publisher.close()
             raise
@@ -186,7 +210,9 @@ class Tap(Sealer):
         if self._model is not None:
             self._dispatch_ns = dispatch_ns()
             self._capture.untraced = compiled(self._model)
-        self._first = replace(first, num_envs=self.num_envs, **self._about)
+        self._first = replace(
+            first, num_envs=self.num_envs, control=None if self._control is None else self._control.spec, **self._about
+        )
         self._stacker = self._make_stacker(self._first)
         self._sender = Sender(
             drain=self._drain,
@@ -203,10 +229,13 @@ class Tap(Sealer):
         try:
             self._capture.attach()
         except TapError:
+            self._close_steering()
             self._sender.close()
             raise
         self._why = self._explains
         self._sealing = True
+        if self._control is not None:
+            self._control.start()
         self._sender.start()
         _OPEN.add(self)
         if self._view and Tap.viewer is not None:
@@ -222,10 +251,72 @@ class Tap(Sealer):
         _OPEN.discard(self)
         if self._sender is None or os.getpid() != self._pid:
             return
+        self._close_steering()
         self._sender.close()
         end, self._end_view = self._end_view, None
         if end is not None:
             end()
+
+    def steer(
+        self,
+        feature: int | None = None,
+        *,
+        scale: float | None = None,
+        clamp: float | None = None,
+        add: float | None = None,
+        ablate: bool = False,
+        direction: Sequence[float] | None = None,
+        point: str | None = None,
+        dictionary: str | Dictionary | None = None,
+        unit: Literal["activation", "typical"] = "activation",
+        typical: float | None = None,
+        ttl_s: float | None = None,
+        when: str | None = None,
+        env: int | None = None,
+        shadow: bool = False,
+        max_effect: float | None = None,
+        reason: str = "",
+        author: str = "in process",
+    ) -> Steered:
+        """Steer from within the agent: `with tap.steer(4, scale=0): …`, or keep what it returns and `.release()` it.
+
+        Exactly one of `scale`, `clamp`, `add` and `ablate`, of a feature; or `add` along a `direction` at a tap `point`.
+        To be called between two steps, on the agent's thread: the next forward pass is steered. It ends by itself after
+        `ttl_s` seconds, at the latest after the policy's `max_ttl_s`. Raises SteeringError or DictionaryError.
+        """
+        if self._steering is None:
+            raise SteeringError("not allowed: give the tap steering=il.SteeringPolicy(…), and open it", reason="not_allowed")
+        strengths = {"scale": scale, "clamp": clamp, "add": add, "ablate": 0.0 if ablate else None}
+        given = {name: value for name, value in strengths.items() if value is not None}
+        if len(given) != 1 or (feature is None) == (direction is None):
+            raise SteeringError("steer a feature, or a direction, by exactly one of scale, clamp, add and ablate", reason="bad_request")
+        ((operation, strength),) = given.items()
+        condition = None
+        if when is not None:
+            if Tap.parse_condition is None:
+                raise SteeringError("when=… needs the whole package: take Tap from interlatent_live")
+            condition = Tap.parse_condition(when)
+        act = self._steering.start(
+            operation=operation,
+            strength=strength,
+            feature=feature,
+            direction=direction,
+            point=point,
+            dictionary=dictionary,
+            unit=unit,
+            typical=typical,
+            ttl_s=ttl_s,
+            condition=condition,
+            env=env,
+            shadow=shadow,
+            max_effect=max_effect,
+            reason=reason,
+            author=author,
+        )
+        self._steering.adopt()
+        from interlatent_live.agent_side.intervention import Steered
+
+        return Steered(act, self._steering.end)
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -413,6 +504,8 @@ class Tap(Sealer):
             "scalars_dropped": self._scalars.dropped,
             "pictures_dropped": 0 if self._sender is None else self._sender.pictures_dropped,
             **({} if self._explains is None else self._explains.status()),
+            **({} if self._steering is None else self._steering.status()),
+            **({} if self._control is None else self._control.status()),
         }
         return {name: float(value) for name, value in numbers.items() if value == value}  # unknown is left out, not 0
 
@@ -445,13 +538,18 @@ class Tap(Sealer):
             except IndexError:  # the agent dropped the oldest meanwhile
                 break
         if rows and self._stacker is not None:
-            yield from self._stacker.batches(rows)
+            for batch in self._stacker.batches(rows):
+                if self._steering is not None:
+                    self._steering.learn(batch)
+                yield batch
         self._tell()
 
     def _logged(self) -> Iterator[Message]:
         yield from self._scalars.drain()
         if self._explains is not None:
             yield from self._explains.drain()
+        if self._steering is not None:
+            yield from self._steering.drain()
 
     def _stacked(self) -> Manifest | None:
         return None if self._stacker is None else self._stacker.stacked
@@ -460,6 +558,32 @@ class Tap(Sealer):
         """Not before the first row: only then are shapes known, and readers take the first manifest for the stream's."""
         stacked = None if self._stacker is None else self._stacker.stacked
         return self._first if stacked is None and self._closing else stacked
+
+    def _open_steering(self, policy: SteeringPolicy, first: Manifest) -> None:
+        """Before anything else is opened: what does not fit is said at once. Raises SteeringError, DictionaryError or
+        EndpointError."""
+        from interlatent_live.agent_side.control import Control
+        from interlatent_live.agent_side.steering import Steering
+
+        steering = Steering(policy, self._capture, self.run, self.boot, self._say)
+        steering.open(
+            self._model,
+            self._weights,
+            first.weights_hash,
+            Tap.find_dictionaries,
+            lambda: (self._frames, self._steps),
+            lambda: {} if self._stacker is None else self._stacker.sources,
+            self._distribution,
+        )
+        if policy.control:
+            self._control = Control(steering, self.run, self.boot)
+        self._steering = self._capture.steering = steering
+
+    def _close_steering(self) -> None:
+        if self._control is not None:
+            self._control.close()
+        if self._steering is not None:
+            self._steering.close()
 
     def _accounts(self) -> tuple[int, int]:
         return (0, 0) if self._stacker is None else (self._stacker.next_seq, self._stacker.queue_dropped)
@@ -485,6 +609,7 @@ class Tap(Sealer):
         self._sealing = False
         self._end_view = None
         self._why = None
+        self._steering = self._capture.steering = None
         self._queue.clear()
         self._capture.detach()
         if self._explains is not None:

@@ -11,7 +11,7 @@ import interlatent_live as il
 
 
 def test_public_names() -> None:
-    assert sorted(il.__all__) == ["Metric", "Run", "Tap", "Transition", "Why", "__version__", "onnx", "open", "points", "watch"]
+    assert sorted(il.__all__) == ["Metric", "Run", "SteeringPolicy", "Tap", "Transition", "Why", "__version__", "onnx", "open", "points", "watch"]
     for name in il.__all__:
         assert getattr(il, name) is not None
         assert name in dir(il)

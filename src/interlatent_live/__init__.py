@@ -18,25 +18,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from interlatent_live import onnx
     from interlatent_live.agent_side.attribution import Why
     from interlatent_live.agent_side.metrics import Metric, Transition
     from interlatent_live.agent_side.points import points
+    from interlatent_live.agent_side.policy import SteeringPolicy
     from interlatent_live.agent_side.tap import Tap
     from interlatent_live.agent_side.watch import watch
     from interlatent_live.analyzer.dictionary import Dictionary
     from interlatent_live.analyzer.run import Run
     from interlatent_live.analyzer.run import open_run as open
+    from interlatent_live.stream.condition import Condition
 
     __version__: str
 
-__all__ = ["Metric", "Run", "Tap", "Transition", "Why", "__version__", "onnx", "open", "points", "watch"]
+__all__ = ["Metric", "Run", "SteeringPolicy", "Tap", "Transition", "Why", "__version__", "onnx", "open", "points", "watch"]
 
 _HOMES = {
     "Metric": "metrics",
+    "SteeringPolicy": "policy",
     "Tap": "tap",
     "Transition": "metrics",
     "Why": "attribution",
@@ -64,6 +67,8 @@ if not TYPE_CHECKING:  # a checker that saw this would let every misspelt name p
         if name == "Tap":
             # the agent's side may not know of the processes beside it, so they are handed in here
             found.viewer = _view_beside
+            found.find_dictionaries = staticmethod(_dictionaries)
+            found.parse_condition = staticmethod(_condition)
         if name == "Why":
             found.find = staticmethod(_find_dictionary)
         globals()[name] = found
@@ -84,3 +89,23 @@ def _find_dictionary(name: str | Path) -> Dictionary:
     from interlatent_live.analyzer.registry import find
 
     return find(name)
+
+
+def _dictionaries(name: str | None) -> Sequence[Dictionary]:
+    from interlatent_live.analyzer.registry import find, installed
+
+    return installed() if name is None else [find(name)]
+
+
+def _condition(text: str) -> Condition:
+    """The one grammar of predicates, as data that the agent's side evaluates. Raises PredicateError."""
+    try:
+        from interlatent_live.explainer.grammar import parse
+    except ImportError as error:
+        from interlatent_live.stream.errors import SteeringError
+
+        raise SteeringError("conditions need pydantic: pip install 'interlatent-live[explainer]'") from error
+    from interlatent_live.stream.condition import Condition
+
+    predicate = parse(text)
+    return Condition.from_data(predicate.model_dump(), str(predicate))
