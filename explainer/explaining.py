@@ -176,10 +176,18 @@ class Explaining:
         """Fit rules to features and propose them; those that became versions."""
         training = int(np.count_nonzero(frames.training))
         self._tried |= dict.fromkeys(features, training)
-        fitted = fit(frames.table, features, frames.training, metrics=self.subject.metrics)
+        actions = [name for name in self.subject.actions if name in frames.table.numbers]
+        fitted = fit(frames.table, features, frames.training, metrics=self.subject.metrics, changes=(1,), actions=actions)
         used = list(dict.fromkeys(n for r in fitted for n in r.predicate.names))
-        wording = Wording.of(frames.table, frames.training, used, step_period_s=self.subject.manifest.step_period_s)
-        return self.propose(frames, [(r.feature, from_rule(r, wording), None) for r in fitted])
+        wording = Wording.of(
+            frames.table, frames.training, used, step_period_s=self.subject.manifest.step_period_s, names=self.subject.actions)
+        taken = {c.label: c.feature for c in self.current.values()}
+        proposals = []
+        for rule in sorted(fitted, key=lambda r: r.feature):
+            made = from_rule(rule, wording, {label for label, feature in taken.items() if feature != rule.feature})
+            taken[made.label] = rule.feature
+            proposals.append((rule.feature, made, None))
+        return self.propose(frames, proposals)
 
     def propose(self, frames: Frames, proposals: Sequence[tuple[int, Hypothesis, str | None]]) -> list[Current]:
         """Score (feature, hypothesis, evidence hash or None) on held-out episodes; those that became versions."""
@@ -339,7 +347,8 @@ class Explaining:
             if text is None or (standing is not None and standing.source == "user" and str(standing.predicate) == text):
                 continue
             predicate = parse(text)
-            wording = Wording.of(frames.table, frames.training, [n for n in predicate.names if n in frames.table.numbers])
+            used = [n for n in predicate.names if n in frames.table.numbers]
+            wording = Wording.of(frames.table, frames.training, used, names=self.subject.actions)
             try:
                 predicate.check(frames.table.vocabulary)
             except PredicateError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Set
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
@@ -122,11 +123,11 @@ def read_proposal(text: str | bytes, vocabulary: Vocabulary, *, source: str) -> 
         label=proposal.label, description=proposal.description, predicate=proposal.predicate, source=source)
 
 
-def from_rule(rule: Fitted, wording: Wording) -> Hypothesis:
-    """The rule in words."""
+def from_rule(rule: Fitted, wording: Wording, taken: Set[str] = frozenset()) -> Hypothesis:
+    """The rule in words. `taken`: labels of other features, which its own should not repeat."""
     description = f"Active when {wording.describe(rule.predicate)}."
     words = description.split()
     if len(words) > DESCRIPTION_WORDS:
         description = " ".join([*words[: DESCRIPTION_WORDS - 1], "…"])
     return Hypothesis(
-        label=wording.label(rule.predicate)[:80].strip(), description=description[:400], predicate=rule.predicate, source="rules")
+        label=wording.distinct(rule.predicate, taken), description=description[:400], predicate=rule.predicate, source="rules")

@@ -1,22 +1,24 @@
-"""Explanations without a language model: predicates fitted to the data by decision trees.
+"""Explanations without a language model: predicates fitted to the data by a beam search.
 
 For each feature, on training episodes:
 
-1. A balanced sample of frames, and one scikit-learn tree over the named metrics in 32 quantile bins, grown best first;
-   weakest-link pruning (Breiman et al. 1984) gives the best tree of every smaller size. Steps 2 to 4 use these frames.
-2. Each tree becomes a predicate twice: its active leaves joined by or, and its inactive leaves turned round and joined
-   by and. A clause whose removal costs nothing goes. What has more than four clauses left is dropped.
-3. Thresholds move, one at a time, to where the balanced accuracy of the whole predicate is highest, and are then
+1. A balanced sample of frames, and over it the best predicates of one to four clauses that a beam search finds
+   (explainer.search), each metric in 20 to 32 quantile bins: alternatives of conjunctions, and conjunctions of alternatives.
+2. Thresholds move, one at a time, to where the balanced accuracy of the whole predicate is highest, and are then
    rounded to the fewest decimals within 5 % of the metric's standard deviation.
-4. The best candidates grow by the one clause, over all metrics and bins, that helps most where it decides, for as long
-   as one helps; and clauses are taken away one by one, cheapest first, giving simpler candidates.
-5. Of all candidates the one with the fewest clauses is taken whose balanced accuracy is not worse than the best one's
-   beyond the paired interval over training episodes, or not by more than `TOLERANCE` a clause. Its clauses are put in
-   the order of what each is worth, so that words begin with what matters.
+3. Of all candidates that one is taken whose balanced accuracy on all training frames is highest after `TOLERANCE` off for
+   each clause and one standard error, by episodes, off for doubt. Its clauses are put in the order of what each is
+   worth, so that words begin with what matters.
+4. Where that does not reach `GOOD`, steps 1 to 3 again with more quantities: lags, changes, what the agent does. What is
+   found so must be better by the same measure.
 
-The score that is shown is made elsewhere, on held-out episodes. Only metrics of scope 'observation' should be offered:
-reward and done describe what came after. Policies without memory see the observation alone, so lags and changes are
-not tried unless asked for. Deterministic. About 40 ms a feature with 44 metrics, half of it step 1.
+The score that is shown is made elsewhere, on held-out episodes. Only metrics of scope 'observation' should be offered
+first: reward and done describe what came after, and what the agent does follows from the feature rather than leading to
+it. Deterministic. About 40 ms a feature with 44 metrics, twice that where step 4 is needed.
+
+Against decision trees (Breiman et al. 1984), pruned, turned into predicates and grown, on the humanoid: the share of
+features that reach 0.80 on held-out episodes rose from 0.91 to 0.96, the search for a single clause being as exact as a
+tree's split, but judged by what the whole predicate scores.
 """
 
 from __future__ import annotations
@@ -24,33 +26,34 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from interlatent_live.explainer.predicate import MAX_CLAUSES, Clause, Comparison, Join, Predicate
 from interlatent_live.explainer.scoring import Counts
+from interlatent_live.explainer.search import Groups, Tests, search
 from interlatent_live.explainer.table import Table
 from interlatent_live.stream.errors import PredicateError
 
-__all__ = ["TOLERANCE", "Fitted", "Quantity", "fit"]
+__all__ = ["GOOD", "TOLERANCE", "Fitted", "Quantity", "fit"]
 
 TOLERANCE = 0.01
 """Balanced accuracy that one clause less is always worth: a rule is to be read."""
 
-_LEAVES = 6
-_SAMPLE = 4000
-"""Frames that a tree is grown on."""
+GOOD = 0.90
+"""Balanced accuracy on the training frames from which on nothing but the metrics themselves is tried."""
+
+_SAMPLE = 3000
+"""Frames that are searched."""
 _ROWS = 50_000
 """Frames that candidates are compared on, evenly spaced over the training frames where there are more."""
-_RESAMPLES = 400
-_BINS = 32
+_RESAMPLES = 200
+_BINS = (20, 32)
+"""Bins of a metric: as many as give `_CLAUSES` clauses in all, within these."""
+_CLAUSES = 2_000
 _SLACK = 0.05
 """Standard deviations that a threshold may move to become shorter."""
-_STARTS = 2
-"""Candidates that are grown, and from which clauses are taken away."""
-
 Mask = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 Quantity = tuple[str, int, int]
@@ -82,25 +85,35 @@ class _Candidate:
 
 def fit(
     table: Table, features: Iterable[int], rows: Mask, *, metrics: Sequence[str], lags: Sequence[int] = (),
-    changes: Sequence[int] = (), max_clauses: int = MAX_CLAUSES,
+    changes: Sequence[int] = (), actions: Sequence[str] = (), max_clauses: int = MAX_CLAUSES,
 ) -> list[Fitted]:
     """A rule for each of `features` from the training frames `rows` (n,), over `metrics`, which are names of numbers.
 
-    A feature that is active in all or in none of the frames, or that no rule tells better than chance, is left out.
+    Where these do not suffice: what each was so many steps earlier (`lags`), by how much it changed over so many
+    (`changes`), and `actions`, names of numbers too. A feature that is active in all or in none of the frames, or that no
+    rule tells better than chance, is left out.
     """
     if table.features is None:
         raise PredicateError("the table has no features to explain; give it some")
     kept = np.flatnonzero(rows & table.features.encoded)
     kept = kept[_evenly(len(kept), _ROWS)]
-    data = _Data.of(table, kept, [(m, 0, 0) for m in metrics] + [(m, n, 0) for m in metrics for n in lags]
-                    + [(m, 0, n) for m in metrics for n in changes])
+    plain: list[Quantity] = [(m, 0, 0) for m in metrics]
+    more = plain + [(m, n, 0) for m in metrics for n in lags] + [(m, 0, n) for m in metrics for n in changes]
+    more += [(m, 0, 0) for m in actions]
+    data = _Data.of(table, kept, plain)
+    wide: _Data | None = None
     fitted = []
     for feature in features:
         active = table.features.active(feature)[kept]
-        if len(data.quantities) and 0 < np.count_nonzero(active) < len(active):
-            found = _fit_one(int(feature), data, active, max_clauses)
-            if found is not None:
-                fitted.append(found)
+        if not 0 < np.count_nonzero(active) < len(active):
+            continue
+        found = _fit_one(data, active, max_clauses)
+        if len(more) > len(plain) and (found is None or found.accuracy < GOOD):
+            wide = _Data.of(table, kept, more) if wide is None else wide
+            wider = _fit_one(wide, active, max_clauses)
+            found = wider if wider is not None and (found is None or wider.worth > found.worth) else found
+        if found is not None:
+            fitted.append(Fitted(int(feature), found.predicate, found.accuracy))
     return fitted
 
 
@@ -112,9 +125,9 @@ class _Data:
     values: Floats
     """(q, n), NaN where undefined."""
     edges: list[Floats]
-    """(q,) of rising bin edges; bin k holds what is above edge k - 1 and at most edge k."""
-    binned: npt.NDArray[np.float32]
-    """(n, q) the bin, the median's for NaN: what trees are grown on, three times faster than on the values."""
+    """(q,) of rising bin edges."""
+    bins: npt.NDArray[np.int8]
+    """(q, n) how many edges a value is above; -1 for NaN."""
     scale: Floats
     """(q,) standard deviation."""
     groups: npt.NDArray[np.int64]
@@ -133,15 +146,17 @@ class _Data:
                 quantities.append((name, lag, change))  # a constant or a mostly unknown column cannot split
                 columns.append(column)
         values = np.array(columns).reshape(len(columns), len(kept))
-        edges = [_edges(column) for column in values]
-        binned = np.empty((len(kept), len(columns)), np.float32)
+        count = min(max(_CLAUSES // max(1, len(columns)), _BINS[0]), _BINS[1])
+        edges = [_edges(column, count) for column in values]
+        bins = np.full(values.shape, -1, np.int8)
         for j, column in enumerate(values):
-            binned[:, j] = np.searchsorted(edges[j], np.where(np.isnan(column), np.nanmedian(column), column))
-        return cls(quantities, values, edges, binned, np.nanstd(values, axis=1), table.groups[kept])
+            known = ~np.isnan(column)
+            bins[j, known] = np.searchsorted(edges[j], column[known])
+        return cls(quantities, values, edges, bins, np.nanstd(values, axis=1), table.groups[kept])
 
     def sample(self, rows: npt.NDArray[np.int64]) -> _Data:
         """The same of fewer frames."""
-        return replace(self, values=self.values[:, rows], binned=self.binned[rows], groups=self.groups[rows])
+        return replace(self, values=self.values[:, rows], bins=self.bins[:, rows], groups=self.groups[rows])
 
     def test(self, test: _Test) -> Mask:
         column, above, threshold = test
@@ -158,37 +173,58 @@ def _combine(join: Join, groups: list[list[Mask]]) -> Mask:
     return holds
 
 
-def _fit_one(feature: int, data: _Data, active: Mask, max_clauses: int) -> Fitted | None:
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    predicate: Predicate
+    accuracy: float
+    worth: float
+    """The accuracy less what its clauses and its uncertainty cost."""
+
+
+def _fit_one(data: _Data, active: Mask, max_clauses: int) -> _Chosen | None:
+    if not data.quantities:
+        return None
     yes, no = np.flatnonzero(active), np.flatnonzero(~active)
     few = min(len(yes), len(no), _SAMPLE // 2)
     rows = np.sort(np.concatenate([part[_evenly(len(part), _SAMPLE - few)] for part in (yes, no)]))
     sample, target = data.sample(rows), active[rows]
-    starts = dict.fromkeys(  # a dict keeps the order, a set would not
-        _drop_idle(c, sample, target) for tree in _trees(sample, target) for c in _predicates(tree))
-    polished = dict.fromkeys(_polish(c, sample, target) for c in starts if c.clauses <= max_clauses)
-    ranked = sorted(polished, key=lambda c: -_accuracy(sample.holds(c), target))
-    grown = [_grow(c, sample, target, max_clauses) for c in ranked[:_STARTS]]
-    steps = dict.fromkeys(ranked) | dict.fromkeys(s for c in grown for s in _backward(c, sample, target))
-    candidates = list(dict.fromkeys(_rounded(c, data) for c in steps))
-    if not candidates:  # so few frames that no tree splits them
+    tests = Tests.of(sample.bins, [len(e) for e in data.edges])
+    found = [_candidate(turned, groups, tests, data) for turned, groups in search(tests, target, size=max_clauses)]
+    found += [c for f in found for c in _factored(f)]
+    candidates = list(dict.fromkeys(_rounded(_polish(c, sample, target), data) for c in dict.fromkeys(found)))
+    if not candidates:
         return None
     counts = Counts.of(np.stack([data.holds(c) for c in candidates], axis=1),
                        np.repeat(active[:, None], len(candidates), axis=1), data.groups)
     accuracy, draws = counts.balanced_accuracy(), counts.resampled(_RESAMPLES, seed=0)
-    best = int(np.argmax(accuracy))
-    lost = draws[:, [best]] - draws
-    known = ~np.isnan(lost[:, best])
-    size = np.array([c.clauses for c in candidates])
-    as_good = accuracy >= accuracy[best] - TOLERANCE * (size[best] - size).clip(min=0)
-    if known.any() and len(counts.tp) > 1:
-        as_good |= np.quantile(lost[known], 0.025, axis=0) <= 0
-    as_good &= accuracy >= 0.5
-    if not as_good.any():
+    known = ~np.isnan(draws).any(axis=1)
+    error = draws[known].std(axis=0) if known.any() else np.zeros(len(candidates))
+    worth = accuracy - error - TOLERANCE * np.array([c.clauses for c in candidates])
+    chosen = max(range(len(candidates)), key=lambda i: (round(float(worth[i]), 9), -candidates[i].clauses, str(candidates[i])))
+    if accuracy[chosen] < 0.5:
         return None
-    order = sorted(np.flatnonzero(as_good), key=lambda i: (candidates[i].clauses, -accuracy[i], str(candidates[i])))
-    chosen = int(order[0])
     ordered = _by_worth(candidates[chosen], data, active)
-    return Fitted(feature, _to_predicate(ordered, data.quantities), float(accuracy[chosen]))
+    return _Chosen(_to_predicate(ordered, data.quantities), float(accuracy[chosen]), float(worth[chosen]))
+
+
+def _candidate(turned: bool, groups: Groups, tests: Tests, data: _Data) -> _Candidate:
+    """Turned round: what says when a feature is inactive, its tests and both its words reversed."""
+    def test(number: int) -> _Test:
+        column, edge, above = tests.decode(number)
+        return column, above != turned, float(data.edges[column][edge])
+
+    return _Candidate("and" if turned else "or", tuple(tuple(test(t) for t in g) for g in groups))
+
+
+def _factored(candidate: _Candidate) -> list[_Candidate]:
+    """`a and b or a and c` as `a and (b or c)`, where the two thresholds of a may differ, and the other way round."""
+    if len(candidate.groups) != 2 or any(len(g) != 2 for g in candidate.groups):
+        return []
+    (one, other), turned = candidate.groups, {"or": "and", "and": "or"}
+    return [
+        _Candidate(turned[candidate.join], ((a,), (one[1 - i], other[1 - k])))  # type: ignore[arg-type]
+        for i, a in enumerate(one) for k, b in enumerate(other) if a[:2] == b[:2]
+    ]
 
 
 def _evenly(count: int, limit: int) -> npt.NDArray[np.int64]:
@@ -196,95 +232,13 @@ def _evenly(count: int, limit: int) -> npt.NDArray[np.int64]:
     return np.arange(count) if count <= limit else np.linspace(0, count - 1, limit).astype(np.int64)
 
 
-@dataclass(frozen=True, slots=True)
-class _Node:
-    """A decision tree as data. A leaf has no children."""
-
-    positive: bool
-    loss: float
-    """Weighted impurity, were it a leaf."""
-    column: int = -1
-    threshold: float = 0.0
-    low: _Node | None = None
-    """Where the column is at most the threshold."""
-    high: _Node | None = None
-
-
-def _trees(data: _Data, active: Mask) -> list[_Node]:
-    """The largest tree and its weakest-link prunings, down to one split."""
-    from sklearn.tree import DecisionTreeClassifier
-
-    grown = DecisionTreeClassifier(
-        max_leaf_nodes=_LEAVES, min_weight_fraction_leaf=0.01, class_weight="balanced", random_state=0,
-    ).fit(data.binned, active).tree_
-    tree = _read(grown, 0, data.edges)
-    trees = []
-    while tree.low is not None:
-        trees.append(tree)
-        tree = _prune(tree, min(_strengths(tree)))
-    return trees
-
-
-def _edges(values: Floats) -> Floats:
+def _edges(values: Floats, bins: int) -> Floats:
     """Where a column may be split: between all its values if they are few, else at quantiles."""
     distinct = np.unique(values[~np.isnan(values)])
-    if len(distinct) <= _BINS:
+    if len(distinct) <= bins:
         return (distinct[1:] + distinct[:-1]) / 2
-    edges: Floats = np.unique(np.nanquantile(values, np.linspace(0, 1, _BINS + 1)[1:-1]))
+    edges: Floats = np.unique(np.nanquantile(values, np.linspace(0, 1, bins + 1)[1:-1]))
     return edges
-
-
-def _read(tree: Any, node: int, edges: list[Floats]) -> _Node:
-    positive = bool(tree.value[node, 0, 1] > tree.value[node, 0, 0])
-    loss = float(tree.impurity[node] * tree.weighted_n_node_samples[node])
-    low, high = int(tree.children_left[node]), int(tree.children_right[node])
-    if low < 0:
-        return _Node(positive, loss)
-    column = int(tree.feature[node])
-    threshold = float(edges[column][math.floor(tree.threshold[node])])
-    return _Node(positive, loss, column, threshold, _read(tree, low, edges), _read(tree, high, edges))
-
-
-def _leaves(node: _Node) -> list[_Node]:
-    if node.low is None or node.high is None:
-        return [node]
-    return _leaves(node.low) + _leaves(node.high)
-
-
-def _strengths(node: _Node) -> list[float]:
-    """What each split below gains per leaf."""
-    if node.low is None or node.high is None:
-        return []
-    leaves = _leaves(node)
-    own = (node.loss - sum(leaf.loss for leaf in leaves)) / (len(leaves) - 1)
-    return [own, *_strengths(node.low), *_strengths(node.high)]
-
-
-def _prune(node: _Node, strength: float) -> _Node:
-    if node.low is None or node.high is None or min(_strengths(node)) > strength:
-        return node
-    leaves = _leaves(node)
-    if (node.loss - sum(leaf.loss for leaf in leaves)) / (len(leaves) - 1) <= strength:
-        return _Node(node.positive, node.loss)
-    low, high = _prune(node.low, strength), _prune(node.high, strength)
-    return _Node(node.positive, node.loss, node.column, node.threshold, low, high)
-
-
-def _paths(node: _Node, positive: bool, path: tuple[_Test, ...] = ()) -> list[tuple[_Test, ...]]:
-    """The conditions of the leaves that say `positive`; a split whose leaves all agree is one leaf."""
-    labels = {leaf.positive for leaf in _leaves(node)}
-    if len(labels) == 1 or node.low is None or node.high is None:
-        return [path] if positive in labels else []
-    below = _paths(node.low, positive, (*path, (node.column, False, node.threshold)))
-    return below + _paths(node.high, positive, (*path, (node.column, True, node.threshold)))
-
-
-def _predicates(tree: _Node) -> list[_Candidate]:
-    yes, no = _paths(tree, True), _paths(tree, False)
-    if not yes or not no or yes == [()] or no == [()]:
-        return []
-    turned = tuple(tuple((c, not above, t) for c, above, t in path) for path in no)
-    return [_Candidate("or", tuple(yes)), _Candidate("and", turned)]
 
 
 def _without(candidate: _Candidate) -> list[_Candidate]:
@@ -307,64 +261,6 @@ def _by_worth(candidate: _Candidate, data: _Data, active: Mask) -> _Candidate:
         left = {t: _accuracy(data.holds(c), active) for t, c in zip(tests, _without(candidate), strict=True)}
     groups = [tuple(sorted(g, key=lambda t: left.get(t, 0.0))) for g in candidate.groups]
     return _Candidate(candidate.join, tuple(sorted(groups, key=lambda g: left.get(g[0], 0.0))))
-
-
-def _drop_idle(candidate: _Candidate, data: _Data, active: Mask) -> _Candidate:
-    """Take clauses away for as long as one can go without loss."""
-    score = _accuracy(data.holds(candidate), active)
-    while candidate.clauses > 1:
-        reduced = max(_without(candidate), key=lambda c: _accuracy(data.holds(c), active))
-        if (best := _accuracy(data.holds(reduced), active)) < score - 1e-4:
-            break
-        candidate, score = reduced, best
-    return candidate
-
-
-def _backward(candidate: _Candidate, data: _Data, active: Mask) -> list[_Candidate]:
-    """The candidate, then with ever fewer clauses, the cheapest taken first, thresholds set again."""
-    steps = [candidate]
-    while candidate.clauses > 1:
-        reduced = max(_without(candidate), key=lambda c: _accuracy(data.holds(c), active))
-        candidate = _polish(reduced, data, active)
-        steps.append(candidate)
-    return steps
-
-
-def _grow(candidate: _Candidate, data: _Data, active: Mask, max_clauses: int) -> _Candidate:
-    """Add the clause that helps most, inside a group or as a new one, for as long as it pays."""
-    score = _accuracy(data.holds(candidate), active)
-    while candidate.clauses < max_clauses:
-        masks = [[data.test(t) for t in group] for group in candidate.groups]
-        options = []
-        for g in range(len(masks) + 1):
-            inside = masks[g] if g < len(masks) else []
-            always, never = (
-                _combine(candidate.join, [*masks[:g], [*inside, np.full(len(active), v)], *masks[g + 1 :]])
-                for v in (True, False))
-            gain, test = _best_test(data, active, always & ~never)
-            group = (*candidate.groups[g], test) if g < len(masks) else (test,)
-            groups = (*candidate.groups[:g], group, *candidate.groups[g + 1 :])
-            options.append((gain + _accuracy(never, active), _Candidate(candidate.join, groups)))
-        extended = _polish(max(options, key=lambda o: o[0])[1], data, active)
-        if (best := _accuracy(data.holds(extended), active)) <= score + TOLERANCE / 2:
-            break
-        candidate, score = extended, best
-    return candidate
-
-
-def _best_test(data: _Data, active: Mask, decides: Mask) -> tuple[float, _Test]:
-    """The clause that gains most balanced accuracy if it alone decides in the frames `decides`, and how much."""
-    gain = _gain(active)[decides]
-    columns = data.binned.shape[1]
-    flat = data.binned[decides].astype(np.int64) + np.arange(columns) * _BINS
-    sums = np.bincount(flat.reshape(-1), weights=np.repeat(gain, columns), minlength=columns * _BINS)
-    below = np.cumsum(sums.reshape(columns, _BINS), axis=1, dtype=np.float64)  # of no frame at all, bincount gives integers
-    gains = np.stack([below, below[:, -1:] - below])  # (at most or above, column, edge)
-    for j, edges in enumerate(data.edges):
-        gains[:, j, len(edges) :] = -math.inf
-    up, column, edge = np.unravel_index(int(np.argmax(gains)), gains.shape)
-    test = (int(column), bool(up), float(data.edges[int(column)][int(edge)]))
-    return float(gains[up, column, edge]) / 2, test
 
 
 def _gain(active: Mask) -> Floats:

@@ -10,8 +10,13 @@
    resamples, e the episodes that have the rarer class, and t of e − 1 degrees (the two corrections of Hesterberg 2015,
    What Teachers Should Know About the Bootstrap): 95, 96 and 95 %. NaN unless each class occurs in two episodes. The
    resamples are a function of the number of episodes and the seed alone.
-5. Controls: `shuffled` is the mean balanced accuracy of all the other features' predicates on this feature (the mean
-   over every way to shuffle the explanations); `base_f1` is the F1 of saying yes always, the best a constant can do.
+5. Controls. `shuffled`: the mean balanced accuracy on this feature over all shuffles of the explanations among the features
+   scored together, which is the mean over all their predicates, its own as one of them: the arrangement that was seen
+   belongs to the reference set of a permutation test (Phipson & Smyth 2010, Permutation P-values Should Never Be Zero).
+   Without its own it lies below 0.5 by construction where features exclude one another: with exactly k active in every
+   frame their covariances with anything add up to 0, so that what the own predicate gains the others lose. It lies above
+   0.5 where features repeat one another and so their explanations do. `base_f1`: the F1 of saying yes always, the best a
+   constant can do.
 
 Frames that were not encoded are left out. A predicate that is undefined says no. Everything is counts and matrix
 products: 128 features on 5,000 frames of 6 episodes take about 0.1 s, shuffled control and 2,000 resamples included.
@@ -68,7 +73,7 @@ class Score:
     f1: float
     """F1 of 'active' at the feature's own density."""
     shuffled: float
-    """Control: mean balanced accuracy of the other features' predicates; NaN where there are none."""
+    """Control: mean balanced accuracy over all shuffles of the explanations; NaN where there are no others."""
     base_f1: float
     """Control: F1 of always saying active."""
     base_rate: float
@@ -153,7 +158,7 @@ def score(
 ) -> list[Score]:
     """The score of `predicates[i]` for the feature `features[i]`, over the frames `rows` (n,), usually the held-out.
 
-    The shuffled control takes the predicates of the other features in the same call.
+    The shuffled control shuffles the predicates of the same call.
     """
     source = _features(table)
     kept = np.flatnonzero(rows & source.encoded)
@@ -251,7 +256,7 @@ def _interval(mean: float, draws: Floats, episodes: int, lowest: float) -> Inter
 
 
 def _shuffled(predicted: Mask, active: Mask, features: Sequence[int]) -> Floats:
-    """(pairs,) mean balanced accuracy of the predicates of other features."""
+    """(pairs,) mean balanced accuracy over all shuffles: of the own predicate and those of all other features."""
     said, true = predicted.astype(np.float32), active.astype(np.float32)  # counts below 2**24 are exact
     n, positives, said_yes = float(len(said)), true.sum(axis=0, dtype=np.float64), said.sum(axis=0, dtype=np.float64)
     tp = (said.T @ true).astype(np.float64)  # (predicates, features)
@@ -259,6 +264,7 @@ def _shuffled(predicted: Mask, active: Mask, features: Sequence[int]) -> Floats:
     numbers = np.asarray(features)
     other = numbers[:, None] != numbers[None, :]
     count = other.sum(axis=0)
+    own = np.diagonal(rates)
     mean: Floats = np.full(len(numbers), np.nan)
-    np.divide(np.where(other, rates, 0.0).sum(axis=0), count, out=mean, where=count > 0)
+    np.divide(np.where(other, rates, 0.0).sum(axis=0) + own, count + 1, out=mean, where=count > 0)
     return mean

@@ -54,6 +54,16 @@ class Subject:
         """The metrics that explanations may use: those that describe what was acted on, not what came after."""
         return [m.name for m in self.manifest.metrics if m.scope == "observation"]
 
+    @property
+    def actions(self) -> dict[str, str]:
+        """What the agent does in the frame, where that is numbers: `action[3]` to its name in words, 64 at most."""
+        spec = self.manifest.action
+        size = int(np.prod(spec.shape)) if spec.shape else 1
+        if spec.kind != "continuous" or size > 64:
+            return {}
+        names = [f"action {spec.names[i]}" if i < len(spec.names) else f"action {i}" for i in range(size)]
+        return {f"action[{i}]": name for i, name in enumerate(names)}
+
     def name(self, feature: int) -> str:
         """How a feature is called: f41, or n41 for a neuron."""
         return f"n{feature}" if self.dictionary.kind == "neurons" else f"f{feature}"

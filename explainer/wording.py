@@ -7,7 +7,7 @@ Words claim no more than the clause does: "high" means beyond the median of the 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,11 +63,13 @@ class Wording:
     switches: frozenset[str] = frozenset()
     """Metrics that are 0 or 1."""
     phrases: Mapping[str, tuple[str, str]] = field(default_factory=lambda: PHRASES)
+    names: Mapping[str, str] = field(default_factory=dict)
+    """What a number is called where that is not its name: `action[3]`."""
 
     @classmethod
     def of(
         cls, table: Table, rows: npt.NDArray[np.bool_], metrics: Sequence[str], *, step_period_s: float | None = None,
-        phrases: Mapping[str, tuple[str, str]] = PHRASES,
+        phrases: Mapping[str, tuple[str, str]] = PHRASES, names: Mapping[str, str] | None = None,
     ) -> Wording:
         """With what the training frames `rows` (n,) say of `metrics`."""
         quantiles, switches = {}, set()
@@ -78,7 +80,7 @@ class Wording:
                 quantiles[name] = np.quantile(values, np.linspace(0, 1, 101))
                 if np.isin(values, (0.0, 1.0)).all():
                     switches.add(name)
-        return cls(table.vocabulary, step_period_s, quantiles, frozenset(switches), phrases)
+        return cls(table.vocabulary, step_period_s, quantiles, frozenset(switches), phrases, names or {})
 
     def describe(self, predicate: Predicate) -> str:
         """The whole predicate in words, with units."""
@@ -91,7 +93,7 @@ class Wording:
 
     def clause(self, clause: Clause) -> str:
         """One clause in words."""
-        name, sign = spoken(clause.metric), clause.comparison
+        name, sign = self._spoken(clause.metric), clause.comparison
         if isinstance(clause.value, str):
             return f"{name} is {'' if sign == '==' else 'not '}{_clean(clause.value)}"
         if clause.change:
@@ -118,11 +120,42 @@ class Wording:
                 parts.append(short)
                 words += cost
         if not parts:
-            parts = [" ".join(spoken(predicate.clauses[0].metric).split()[:LABEL_WORDS])]
+            parts = [" ".join(self._spoken(predicate.clauses[0].metric).split()[:LABEL_WORDS])]
         return (" or " if any_of else ", ").join(parts)
 
+    def distinct(self, predicate: Predicate, taken: Set[str]) -> str:
+        """A label that is not among `taken`: thresholds are named where that tells it from others, else it is numbered."""
+        label = self.label(predicate)[:80].strip()
+        if label not in taken:
+            return label
+        first = next(iter(predicate.alternatives()))
+        for precise in (1, 2, 3, 4):
+            parts: list[str] = []
+            for i, clause in enumerate(first):
+                part = self._precise(clause) if i < precise else self._short(clause)
+                if sum(len(p.split()) for p in parts) + len(part.split()) <= LABEL_WORDS:
+                    parts.append(part)
+            exact = ", ".join(parts)[:80].strip()
+            if exact and exact not in taken:
+                return exact
+        stem = " ".join(label.split()[: LABEL_WORDS - 1])[:72].strip(" ,")
+        return next(f"{stem} {n}" for n in range(2, len(taken) + 3) if f"{stem} {n}" not in taken)
+
+    def _precise(self, clause: Clause) -> str:
+        """With its threshold, without a unit."""
+        if isinstance(clause.value, str) or clause.comparison in ("==", "!=") or self._state(clause) is not None:
+            return self._short(clause)
+        name, value, rising = self._spoken(clause.metric), float(clause.value), clause.comparison in _RISING
+        number = print_number(_significant(abs(value) if clause.change else value, 2))
+        if clause.change:
+            return f"{name} {'rises' if rising else 'falls'} by {number}" if (value >= 0) == rising else self._short(clause)
+        return f"{name} {'above' if rising else 'below'} {number}"
+
+    def _spoken(self, name: str) -> str:
+        return spoken(self.names.get(name, name))
+
     def _short(self, clause: Clause) -> str:
-        name, sign = spoken(clause.metric), clause.comparison
+        name, sign = self._spoken(clause.metric), clause.comparison
         if isinstance(clause.value, str) or sign in ("==", "!="):
             return self.clause(clause)
         value, rising = float(clause.value), sign in _RISING
