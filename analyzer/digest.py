@@ -62,6 +62,10 @@ _TABLES: Final[tuple[tuple[str, str], ...]] = (
         "FROM peaks p JOIN s ON s.id = p.section_id ORDER BY s.boot, s.rank, feature, seq",
     ),
     (
+        "prompts",
+        "SELECT boot, prompt, env, episode, given, text, labels FROM prompts ORDER BY boot, prompt",
+    ),
+    (
         "quality",
         "SELECT s.boot, s.rank, q.first_seq, q.next_seq, frames, fvu, l0 FROM quality q JOIN s ON s.id = q.section_id "
         "ORDER BY s.boot, s.rank, q.first_seq",
@@ -76,6 +80,12 @@ _TABLES: Final[tuple[tuple[str, str], ...]] = (
         "SELECT s.boot, s.rank, a.next_seq, frames, active, maximum, total FROM activity a "
         "JOIN s ON s.id = a.section_id ORDER BY s.boot, s.rank",
     ),
+    (
+        "interventions",
+        "SELECT boot, number, id, author, reason, edit, condition, shadow, first_seq, next_seq, cause FROM interventions "
+        "ORDER BY boot, number",
+    ),
+    ("effects", "SELECT boot, number, seq, kind, value, factor FROM effects ORDER BY boot, number, seq"),
     (
         "correlation_snapshots",
         "SELECT s.boot, s.rank, span, c.next_seq, frames, metrics, features, r, n, n_eff, low, high, q "
@@ -156,7 +166,10 @@ def _rows(
 ) -> Iterator[tuple[str, tuple[str, ...], tuple[Any, ...]]]:
     """(table, column names, row) in an order that follows from the rows alone."""
     with translated(path):
+        tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         for table, query in _TABLES:
+            if table not in tables:  # a database made before there were any
+                continue
             cursor = connection.execute(_SECTIONS + query, {"dictionary": dictionary})
             names = tuple(str(column[0]) for column in cursor.description)
             for row in cursor:

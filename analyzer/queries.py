@@ -22,6 +22,8 @@ from interlatent_live.analyzer.attributions import AttributionRow
 from interlatent_live.analyzer.attributions import decode as attribution_of
 from interlatent_live.analyzer.blobs import unpack_columns, unpack_matrix
 from interlatent_live.analyzer.codes import Codes
+from interlatent_live.analyzer.interventions import EffectRow, InterventionRow, decode_intervention
+from interlatent_live.analyzer.prompts import PromptRow, TokenRow
 from interlatent_live.analyzer.records import (
     Activity,
     BatchRow,
@@ -105,6 +107,10 @@ class Reader:
         """The one run that this file belongs to, once it is known."""
         row = self._first("SELECT value FROM meta WHERE key = 'run'")
         return str(row[0]) if row else None
+
+    def origin(self) -> dict[str, str]:
+        """Where the frames came from: 'endpoint' and 'follows', the folder whose dictionaries are swapped in; or 'recording'."""
+        return {str(k): str(v) for k, v in self._rows("SELECT key, value FROM meta WHERE key IN ('endpoint', 'follows', 'recording')")}
 
     def boots(self) -> list[Boot]:
         """Processes of the agent, oldest first; one whose start is not known yet is taken for the newest."""
@@ -276,6 +282,50 @@ class Reader:
         rows = self._rows("SELECT DISTINCT name FROM scalars WHERE boot = ? ORDER BY name", boot)
         return [str(row[0]) for row in rows]
 
+    def interventions(self, boot: str) -> list[InterventionRow]:
+        """What was done to the agent in a boot, in order; of older databases nothing."""
+        if not self._table("interventions"):
+            return []
+        return self._select(InterventionRow, "interventions WHERE boot = ? ORDER BY number", boot)
+
+    def effects(self, boot: str, number: int, limit: int = 10_000) -> list[EffectRow]:
+        """The last measured effects of an intervention, oldest first."""
+        if not self._table("effects"):
+            return []
+        return self._select(EffectRow, "effects WHERE boot = ? AND number = ? ORDER BY seq DESC LIMIT ?", boot, number, limit)[::-1]
+
+    def prompts(self, boot: str | None = None, after: int = -1, limit: int = 10_000) -> list[PromptRow]:
+        """What a language model was given, after prompt `after`, oldest first; of all boots where none is named."""
+        if not self._table("prompts"):
+            return []
+        where = "prompts WHERE (? IS NULL OR boot = ?) AND prompt > ? ORDER BY boot, prompt LIMIT ?"
+        return self._select(PromptRow, where, boot, boot, after, limit)
+
+    def tokens(self, boot: str, first_seq: int, next_seq: int) -> list[TokenRow]:
+        """Tokens among frames [first_seq, next_seq), in order of frames."""
+        if not self._table("tokens"):
+            return []
+        mine = "run = (SELECT run FROM boots WHERE boot = ?) AND boot = ?"
+        return self._select(TokenRow, f"tokens WHERE {mine} AND seq >= ? AND seq < ? ORDER BY seq", boot, boot, first_seq, next_seq)
+
+    def written(self, boot: str, prompt: int, limit: int = 100_000) -> list[TokenRow]:
+        """Tokens of one prompt, in the order of its text."""
+        if not self._table("tokens"):
+            return []
+        return self._select(TokenRow, "tokens WHERE boot = ? AND prompt = ? ORDER BY position LIMIT ?", boot, prompt, limit)
+
+    def words(self, boot: str, tokens: Sequence[int]) -> dict[int, bytes]:
+        """The text of some tokens as UTF-8 bytes, which may be a part of a character; see `stream.prompt.pieces`."""
+        found: dict[int, bytes] = {}
+        if not self._table("vocabulary"):
+            return found
+        wanted = sorted({int(token) for token in tokens})
+        for begin in range(0, len(wanted), 500):
+            some = wanted[begin : begin + 500]
+            sql = f"SELECT token, bytes FROM vocabulary WHERE boot = ? AND token IN ({', '.join('?' * len(some))})"
+            found |= {int(token): bytes(text) for token, text in self._rows(sql, boot, *some)}
+        return found
+
     def ledger(self, boot: str) -> LedgerRow | None:
         """The accounts of a boot."""
         found = self._select(LedgerRow, "ledger WHERE boot = ?", boot)
@@ -389,9 +439,11 @@ def _activity(row: tuple[Any, ...]) -> Sequence[Any]:
 _DECODERS: Final[Mapping[type[Any], Callable[[tuple[Any, ...]], Sequence[Any]]]] = {
     Activity: _activity,
     AttributionRow: attribution_of,
+    InterventionRow: decode_intervention,
     BatchRow: lambda row: (*row[:-1], unpack_columns(row[-1])),
     CodesRow: _codes,
     DictionaryRow: lambda row: (*row[:5], _json(row[5]), _json(row[6]), row[7]),
+    PromptRow: lambda row: (*row[:-1], _json(row[-1])),
     LedgerRow: lambda row: (*row[:13], _json(row[13]), _json(row[14]), *row[15:]),
     Snapshot: _snapshot,
 }

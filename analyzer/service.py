@@ -28,6 +28,8 @@ from interlatent_live.analyzer.choice import Overrides, choose
 from interlatent_live.analyzer.clips import Clips
 from interlatent_live.analyzer.features import use_one_thread
 from interlatent_live.analyzer.following import LOOK_S, Followed, follow_folder, swaps_of
+from interlatent_live.analyzer.interventions import intervened, measured
+from interlatent_live.analyzer.prompts import write_message, write_tokens
 from interlatent_live.analyzer.retention import Retention
 from interlatent_live.analyzer.sections import Section
 from interlatent_live.analyzer.store import Store
@@ -35,9 +37,10 @@ from interlatent_live.analyzer.writes import Writes
 from interlatent_live.stream.errors import DictionaryError, StoreFull
 from interlatent_live.stream.frames import FrameBatch
 from interlatent_live.stream.manifest import Manifest
+from interlatent_live.stream.prompt import Prompt, Vocabulary
 from interlatent_live.stream.reading import Recording
 from interlatent_live.stream.subscriber import Subscriber
-from interlatent_live.stream.wire import Attribution, Bye, Heartbeat, Message, Picture, Scalars, Signals
+from interlatent_live.stream.wire import Attribution, Bye, Effects, Heartbeat, Intervention, Message, Picture, Scalars, Signals
 
 if TYPE_CHECKING:  # torch comes with it
     from interlatent_live.analyzer.dictionary import Dictionary
@@ -119,6 +122,12 @@ class Analyzer:
                 self._picture(message)
             elif isinstance(message, Scalars):
                 self._log(message)
+            elif isinstance(message, Intervention):
+                intervened(message, self._writes)
+            elif isinstance(message, Effects):
+                measured(message, self._writes)
+            elif isinstance(message, Prompt | Vocabulary):
+                write_message(message, self._writes)
             elif isinstance(message, Attribution):
                 attribute(message, self._writes)
             elif boot.waits_for(message):
@@ -161,7 +170,7 @@ class Analyzer:
             self._clips.close(self._writes)
         self.commit()
 
-    def _ours(self, message: Manifest | FrameBatch | Heartbeat | Picture | Scalars | Attribution) -> bool:
+    def _ours(self, message: Message) -> bool:
         if self.store.run is None:
             self.store.bind(message.run)
         if message.run != self.store.run:
@@ -233,6 +242,7 @@ class Analyzer:
             alarms = [alarm for section in boot.sections for alarm in section.alarms]
             if alarms:
                 self._clips.save(manifest, [alarm for alarm, _ in alarms], max(last for _, last in alarms))
+        write_tokens(batch, manifest.metric_names, self._writes)
         boot.follow_episodes(batch, self._writes)
         accounts.analyzed += batch.rows
         self.frames += batch.rows

@@ -17,8 +17,11 @@ from torch import nn
 
 import interlatent_live as il
 from interlatent_live.analyzer.dictionary import Activation
+from interlatent_live.analyzer.digest import verify
 from interlatent_live.analyzer.edit import Edit, edited
 from interlatent_live.analyzer.edit_row import PreparedEdit
+from interlatent_live.analyzer.queries import Reader
+from interlatent_live.analyzer.service import analyze_recording
 from interlatent_live.stream.errors import DictionaryError, InterlatentError, PredicateError, SteeringError, TapError
 from interlatent_live.stream.intervention import Intervention
 from interlatent_live.stream.reading import Recording
@@ -341,3 +344,24 @@ def test_a_policy_that_makes_no_sense_is_refused() -> None:
     ):
         with pytest.raises(SteeringError, match=message):
             il.SteeringPolicy(**options)
+
+
+def test_the_store_and_a_replay_hold_the_same_interventions(tmp_path: Path) -> None:
+    model, _, tap = make(record=tmp_path / "r.mcap", metrics=[il.Metric("angle", 2)])
+    with tap:
+        drive(model, tap, 3)
+        with tap.steer(4, scale=0.5, reason="why not", shadow=False):
+            drive(model, tap, 4)
+        tap.steer(2, add=1.0)
+        drive(model, tap, 2)
+    for name in ("a.db", "b.db"):
+        analyze_recording(tmp_path / "r.mcap", tmp_path / name, neurons_only=True)
+    analyze_recording(tmp_path / "r.mcap", tmp_path / "b.db", neurons_only=True)  # twice is once
+    with Reader(tmp_path / "a.db") as reader:
+        first, second = reader.interventions(tap.boot)
+        columns = [batch.columns.get("intervention") for batch in reader.batches(tap.boot, 0)]
+    assert (first.first_seq, first.next_seq, first.cause, first.reason, first.author) == (3, 7, "released", "why not", "in process")
+    assert (first.edit["operation"], first.edit["strength"], first.edit["feature"]) == ("scale", 0.5, 4)
+    assert (second.first_seq, second.next_seq, second.cause) == (7, 9, "closed")
+    assert any(column is not None for column in columns)
+    assert verify(tmp_path / "a.db", tmp_path / "b.db") is None
