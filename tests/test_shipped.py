@@ -32,7 +32,9 @@ def test_a_dictionary_is_of_its_agents_weights_and_tap_points(name: str) -> None
 
 def test_they_are_what_ships() -> None:
     names = [d.name for d in registry.shipped()]
-    assert {"cartpole", "humanoid"} <= set(names) <= {agent.dictionary for agent in AGENTS.values()}
+    small = {f"cartpole-reinforce-{latents}" for latents in (2, 4, 8)}
+    least = {"cartpole", "cartpole-reinforce", "humanoid"} | small
+    assert least <= set(names) <= {agent.dictionary for agent in AGENTS.values()} | small
 
 
 @pytest.mark.parametrize(("name", "fvu", "l0"), [("cartpole", 0.02, 8), ("humanoid", 0.05, 16)])
