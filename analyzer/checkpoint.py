@@ -6,6 +6,7 @@ Written whole or not at all (a rename), bound to its options and data by a finge
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,7 +17,7 @@ from safetensors.torch import save
 
 from interlatent_live.stream.errors import DictionaryError
 
-__all__ = ["Checkpoint", "Kept"]
+__all__ = ["Checkpoint", "Kept", "read_whole", "write_whole"]
 
 _FORMAT: Final = "interlatent-training/1"
 
@@ -44,34 +45,49 @@ class Checkpoint:
 
     def read(self) -> Kept | None:
         """What was kept of this very run; None where there is nothing; DictionaryError where it is of another."""
-        if not self.path.exists():
+        kept = read_whole(self.path, _FORMAT, self.fingerprint)
+        if kept is None:
             return None
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                about = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        except (OSError, SafetensorError) as error:
-            raise DictionaryError(f"{self.path} is not a whole checkpoint: {error}; remove it to begin anew") from error
-        if about.get("format") != _FORMAT or about.get("fingerprint") != self.fingerprint:
-            raise DictionaryError(
-                f"{self.path} keeps an interrupted run with other options or data; run that command again to finish it, or "
-                "remove the file to begin anew"
-            )
+        about, tensors = kept
         return Kept(int(about["step"]), float(about["best"]), int(about["since"]), tensors)
 
     def write(self, step: int, best: float, since: int, tensors: dict[str, torch.Tensor]) -> None:
         """Replace what was kept."""
-        about = {"format": _FORMAT, "fingerprint": self.fingerprint, "step": str(step), "best": repr(best), "since": str(since)}
-        data = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata=about)
-        work = self.path.with_name(f"{self.path.name}.{os.getpid()}")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            work.write_bytes(data)
-            os.replace(work, self.path)
-        except OSError as error:
-            work.unlink(missing_ok=True)
-            raise DictionaryError(f"the checkpoint {self.path} cannot be written: {error}") from error
+        about = {"step": str(step), "best": repr(best), "since": str(since)}
+        write_whole(self.path, _FORMAT, self.fingerprint, tensors, about)
 
     def remove(self) -> None:
         """Done: nothing to go on with."""
         self.path.unlink(missing_ok=True)
+
+
+def read_whole(path: Path, kind: str, fingerprint: str) -> tuple[dict[str, str], dict[str, torch.Tensor]] | None:
+    """What `write_whole` wrote; None where there is nothing; DictionaryError where it is damaged or of another run."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (OSError, SafetensorError) as error:
+        raise DictionaryError(f"{path} is not a whole checkpoint: {error}; remove it to begin anew") from error
+    if about.get("format") != kind or about.get("fingerprint") != fingerprint:
+        raise DictionaryError(
+            f"{path} keeps an interrupted run with other options or data; run that command again to finish it, or "
+            "remove the file to begin anew"
+        )
+    return about, tensors
+
+
+def write_whole(path: Path, kind: str, fingerprint: str, tensors: Mapping[str, torch.Tensor], about: Mapping[str, str]) -> None:
+    """Replace the file at once, by a rename."""
+    whole = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}  # no two of them share memory
+    data = save(whole, metadata={"format": kind, "fingerprint": fingerprint, **about})
+    work = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        work.write_bytes(data)
+        os.replace(work, path)
+    except OSError as error:
+        work.unlink(missing_ok=True)
+        raise DictionaryError(f"the checkpoint {path} cannot be written: {error}") from error

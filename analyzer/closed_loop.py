@@ -11,25 +11,33 @@ its errors lead to states that it never saw (the argument of DAgger: Ross, Gordo
 3. After each round, measure the mean return of spliced validation episodes. Rounds differ (falls are rare and chaotic),
    so the `finalists` best are measured on more validation episodes, and the best of them is kept.
 
+After each round everything is kept, and within one the trainer's checkpoint (`analyzer.rounds`): interrupted, the loop goes on
+from there and ends with the same bits.
+
 Seeds of training, validation and cards are disjoint (`analyzer.rollout`). Costs, for the humanoid on one core: a minute
 of training and a minute of rollouts a round.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Final
+from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
 
 from interlatent_live.analyzer.card import judge
+from interlatent_live.analyzer.checkpoint import Checkpoint
 from interlatent_live.analyzer.dictionary import Dictionary
 from interlatent_live.analyzer.rollout import TRAINING_SEED, VALIDATION_SEED, Episode, Rollouts, splice_of
+from interlatent_live.analyzer.rounds import Round, RoundsFile
 from interlatent_live.analyzer.samples import Samples
-from interlatent_live.analyzer.training import VALIDATION_SHARE, Progress, Trainer, TrainOptions, one_thread, settings
+from interlatent_live.analyzer.training import VALIDATION_SHARE, Progress, Trainer, TrainOptions, fingerprint, one_thread, settings
 from interlatent_live.stream.errors import DictionaryError, DictionaryMismatch
 
 __all__ = ["LoopOptions", "Round", "train_closed_loop", "with_l0"]
@@ -58,25 +66,6 @@ class LoopOptions:
     finalists: int = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Round:
-    """What a round came to."""
-
-    number: int
-    """0: before any rollout."""
-    frames: int
-    """Trained on."""
-    recovery: float
-    """Mean return of the spliced validation episodes over the clean ones'."""
-    survived: float
-    """Share of validation episodes as long as the clean one."""
-    fvu: float
-    l0: float
-    """Both of the recording's held-out episodes."""
-    final_recovery: float | None = None
-    """On twice the episodes, for finalists."""
-
-
 HALF: Final = 0.5
 
 
@@ -91,8 +80,11 @@ def train_closed_loop(
     progress: Callable[[Progress], None] | None = None,
     on_round: Callable[[Round, Dictionary], None] | None = None,
     l0: float | None = None,
+    checkpoint: Path | None = None,
 ) -> tuple[Dictionary, list[Round]]:
     """Train on `samples` and in `rollouts`; the dictionary carries a card of the recording's held-out episodes.
+
+    `checkpoint`: where an interrupted loop is kept; rounds that are kept are not reported again.
 
     `l0`: at the end, set the threshold so that the recording's whole episodes have that many active latents
     (`with_l0`); starts, of which there are many among the frames trained on, take more than a walk does.
@@ -105,16 +97,26 @@ def train_closed_loop(
     watch: Samples | None = None
     if recorded.episodes > 2:
         recorded, watch = recorded.split(VALIDATION_SHARE, options.seed)
-    seeds = _seeds(TRAINING_SEED)
+    seeds = _Seeds(TRAINING_SEED)
+    about = json.dumps([fingerprint(samples, options), asdict(loop), rollouts.agent, rollouts.model_hash])
+    file = None if checkpoint is None else RoundsFile(checkpoint, hashlib.sha256(about.encode()).hexdigest())
     with one_thread():
-        fit = _with(recorded, rollouts.run(None, seeds(loop.clean_starts), max_steps=loop.start_steps, keep=True))
+        kept = None if file is None else file.read(recorded)
+        rounds: list[Round] = [] if kept is None else kept.rounds
+        made: list[Dictionary] = [] if kept is None else kept.made
+        if kept is None:
+            fit = _with(recorded, rollouts.run(None, seeds(loop.clean_starts), max_steps=loop.start_steps, keep=True))
+            begun_with = fit.frames
+        else:
+            fit, begun_with, seeds.next = kept.fit, kept.begun_with, kept.next_seed
         clean = _Validation(rollouts, loop)
-        trainer = Trainer(fit, options, rollouts.effect)
-        rounds: list[Round] = []
-        made: list[Dictionary] = []
-        for number in range(loop.rounds + 1):
+        trainer = Trainer(_first(fit, begun_with), options, rollouts.effect)
+        if kept is not None:
+            trainer.restore(kept.model, kept.state)
+        for number in range(len(rounds), loop.rounds + 1):
+            under_way = None if file is None else Checkpoint(file.training(number), file.fingerprint)
             trainer.run(
-                fit, watch, progress=progress, seed=options.seed + number,
+                fit, watch, progress=progress, checkpoint=under_way, seed=options.seed + number,
                 rate=options.rate * (HALF if number else 1), steps=loop.round_steps if number else options.steps,
             )  # fmt: skip
             provenance = settings(options) | {
@@ -133,10 +135,14 @@ def train_closed_loop(
                 met = rollouts.run(splice, seeds(loop.starts), max_steps=loop.start_steps, keep=True)
                 met += rollouts.run(splice, seeds(loop.walks), keep=True)
                 fit = _with(fit, met)
+            if file is not None:
+                file.write(rounds, made, fit, begun_with, seeds.next, trainer.model.tensors, trainer.model.state)
         chosen = made[_choose(rounds, made, clean, loop)]
         if l0 is not None:
             chosen = with_l0(chosen, recorded, l0)
             chosen = chosen.with_card(judge(chosen, held, recorded))
+    if file is not None:
+        file.remove(loop.rounds)
     return chosen, rounds
 
 
@@ -195,12 +201,16 @@ def _with(samples: Samples, episodes: Iterable[Episode]) -> Samples:
     )
 
 
-def _seeds(first: int) -> Callable[[int], list[int]]:
-    state: dict[str, Any] = {"next": first}
+def _first(samples: Samples, frames: int) -> Samples:
+    return replace(samples, x=samples.x[:frames], y=samples.y[:frames], episode=samples.episode[:frames])
 
-    def take(count: int) -> list[int]:
-        begin = state["next"]
-        state["next"] = begin + count
-        return list(range(begin, begin + count))
 
-    return take
+class _Seeds:
+    """Seeds that were not used before."""
+
+    def __init__(self, first: int) -> None:
+        self.next = first
+
+    def __call__(self, count: int) -> range:
+        self.next += count
+        return range(self.next - count, self.next)

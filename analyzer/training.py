@@ -20,7 +20,7 @@ import hashlib
 import json
 import math
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,8 +39,8 @@ from interlatent_live.stream.errors import DictionaryError
 from interlatent_live.stream.reading import Recording
 
 __all__ = [
-    "Progress", "Recipe", "TrainOptions", "Trainer", "checkpoint_path", "command_of", "one_thread", "pack_state", "restore_state",
-    "settings", "train", "train_recording",
+    "Progress", "Recipe", "TrainOptions", "Trainer", "checkpoint_path", "command_of", "fingerprint", "one_thread",
+    "pack_state", "restore_state", "settings", "train", "train_recording",
 ]  # fmt: skip
 
 REPORTS: Final = 100
@@ -211,6 +211,13 @@ class Trainer:
             for name, tensor in model.tensors.items():
                 tensor.copy_(best_tensors[name])
 
+    def restore(self, tensors: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> None:
+        """Set the model's tensors and counters to those of a trainer that began with the same frames and options."""
+        with torch.no_grad():
+            for key, tensor in self.model.tensors.items():
+                tensor.copy_(tensors[key])
+        self.model.load_state(dict(state))
+
     def dictionary(self, fit: Samples, *, name: str, provenance: dict[str, Any]) -> Dictionary:
         """The artifact as it is now, normalisation folded in; `fit` gives the mean output and a threshold."""
         options, model = self.options, self.model
@@ -291,7 +298,7 @@ def train(
         fit, watch = fit.split(VALIDATION_SHARE, options.seed)
     with one_thread():
         trainer = Trainer(fit, options, effect)
-        kept = None if checkpoint is None else Checkpoint(checkpoint, _fingerprint(samples, options))
+        kept = None if checkpoint is None else Checkpoint(checkpoint, fingerprint(samples, options))
         trainer.run(fit, watch, progress=progress, checkpoint=kept)
         provenance = settings(options) | {
             "recording": samples.source, "frames": samples.frames, "episodes": samples.episodes, "command": command,
@@ -376,7 +383,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _fingerprint(samples: Samples, options: TrainOptions) -> str:
+def fingerprint(samples: Samples, options: TrainOptions) -> str:
     """Of everything that a run's outcome depends on."""
     digest = hashlib.sha256(json.dumps(asdict(options), sort_keys=True).encode())
     for part in (samples.x, samples.y, samples.episode):

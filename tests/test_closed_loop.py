@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from interlatent_live.analyzer.closed_loop import LoopOptions, Round, train_clos
 from interlatent_live.analyzer.dictionary import Dictionary
 from interlatent_live.analyzer.rollout import CARD_SEED, TRAINING_SEED, VALIDATION_SEED, splice_of
 from interlatent_live.analyzer.samples import Samples
-from interlatent_live.analyzer.training import TrainOptions
+from interlatent_live.analyzer.training import Progress, TrainOptions
 from interlatent_live.rollouts import AgentRollouts
 from interlatent_live.stream.errors import DictionaryError, DictionaryMismatch, UnknownTapPoint
 
@@ -106,3 +108,33 @@ def test_the_threshold_is_set_for_an_l0_over_whole_episodes(rollouts: AgentRollo
         with_l0(made, samples, 0)
     with pytest.raises(DictionaryError, match="only batchtopk"):
         train_closed_loop(samples, rollouts, QUICK, replace(LOOP, rounds=0), l0=2.5)
+
+
+def test_an_interrupted_loop_goes_on_with_the_same_bits(rollouts: AgentRollouts, tmp_path: Path) -> None:
+    samples, path = recorded(rollouts), tmp_path / ".c.training.safetensors"
+    whole, all_rounds = train_closed_loop(samples, rollouts, QUICK, LOOP)
+
+    def interrupt(at: int) -> Callable[[Progress], None]:
+        seen = 0
+
+        def report(progress: Progress) -> None:
+            nonlocal seen
+            seen += 1
+            if seen == at:
+                raise KeyboardInterrupt
+
+        return report
+
+    reported: list[int] = []
+    for at in (40, 130, 50):  # reports: 100 in round 0, 100 in each later one; within round 0, 1 and 2
+        with pytest.raises(KeyboardInterrupt):
+            train_closed_loop(
+                samples, rollouts, QUICK, LOOP, progress=interrupt(at), on_round=lambda r, _: reported.append(r.number), checkpoint=path
+            )
+    assert reported == [0, 1]
+    assert path.exists()
+    with pytest.raises(DictionaryError, match="other options or data"):
+        train_closed_loop(samples, rollouts, replace(QUICK, seed=1), LOOP, checkpoint=path)
+    made, rounds = train_closed_loop(samples, rollouts, QUICK, LOOP, checkpoint=path)
+    assert (made.hash, rounds) == (whole.hash, all_rounds)
+    assert list(tmp_path.iterdir()) == []

@@ -82,7 +82,11 @@ def train(
         if agent is None:
             raise DictionaryError("--closed-loop needs an agent to act on the dictionary: name it with --agent, such as --agent humanoid")
         chosen["action_weight"] = action_weight
-        card = _train_closed_loop(recording, to, input_point, output_point or input_point, agent, rounds, l0, chosen, shown)
+        try:
+            card = _train_closed_loop(recording, to, input_point, output_point or input_point, agent, rounds, l0, chosen, shown)
+        except KeyboardInterrupt:
+            err.print("stopped; rounds that were done are kept, and the same command goes on from there", soft_wrap=True)
+            raise typer.Exit(130) from None
         print_result(card, as_json)
         return
     from interlatent_live.analyzer.training import checkpoint_path, train_recording
@@ -109,7 +113,7 @@ def _train_closed_loop(
 ) -> dict[str, Any]:
     from interlatent_live.analyzer.closed_loop import LoopOptions, train_closed_loop
     from interlatent_live.analyzer.samples import samples_of
-    from interlatent_live.analyzer.training import TrainOptions, command_of
+    from interlatent_live.analyzer.training import TrainOptions, checkpoint_path, command_of
     from interlatent_live.rollouts import AgentRollouts
     from interlatent_live.stream.reading import Recording
 
@@ -129,7 +133,7 @@ def _train_closed_loop(
     dictionary, _ = train_closed_loop(
         samples, rollouts, options, LoopOptions(rounds=rounds), name=to.name,
         command=command_of(recording.name, to.name, samples, options, *more),
-        progress=shown, on_round=None if shown is None else report, l0=l0,
+        progress=shown, on_round=None if shown is None else report, l0=l0, checkpoint=checkpoint_path(to),
     )  # fmt: skip
     dictionary.save(to)
     return dict(dictionary.card or {})
