@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from interlatent_live.analyzer.features import activations_of
+from interlatent_live.analyzer.prompts import without_special
 from interlatent_live.analyzer.reservoir import Reservoir
 from interlatent_live.analyzer.samples import Samples
 from interlatent_live.stream.errors import DictionaryError
@@ -202,6 +203,7 @@ class Intake:
     def _activations(self, batch: FrameBatch, manifest: Manifest) -> tuple[npt.NDArray[np.int32], Any, Any] | None:
         """Rows in which both points fired with finite values, and those; what is left out is counted."""
         parts = []
+        batch = without_special(batch)
         for name, width in zip((self.input, self.output), self._widths, strict=True):
             try:
                 values = activations_of(batch, manifest, name)

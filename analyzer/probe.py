@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from interlatent_live.analyzer.features import activations_of
+from interlatent_live.analyzer.prompts import without_special
 from interlatent_live.stream.errors import DictionaryError
 from interlatent_live.stream.frames import FrameBatch
 from interlatent_live.stream.manifest import Manifest
@@ -75,7 +76,7 @@ def frames_of(recording: Recording, point: str, metric: str, *more: str) -> tupl
     boots: dict[str, int] = {}
     for batch in recording.messages():
         if isinstance(batch, FrameBatch):
-            _add(kept, batch, manifest, column, (point, *more), boots.setdefault(batch.boot, len(boots)))
+            _add(kept, without_special(batch), manifest, column, (point, *more), boots.setdefault(batch.boot, len(boots)))
     if not kept["\0y"]:
         raise DictionaryError(f"{recording.path.name} has no frame with both {point} and a finite {metric}")
     values = {name: np.concatenate(parts) for name, parts in kept.items()}

@@ -73,6 +73,7 @@ class Retention:
                 frames += rows
                 writes.execute("DELETE FROM codes WHERE batch_id = ?", id)
                 writes.execute("DELETE FROM batches WHERE id = ?", id)
+                writes.execute(_TOKENS, self._store.run, boot, first, first + rows)
         if frames:
             writes.execute(_COUNT, RETIRED, str(frames), frames)
         self._events(writes)
@@ -166,6 +167,7 @@ class Retention:
                 writes.execute("DELETE FROM correlation_snapshots WHERE id = ?", id)
 
 
+_TOKENS: Final = "DELETE FROM tokens WHERE run = ? AND boot = ? AND seq >= ? AND seq < ?"
 _COUNT: Final = """
 INSERT INTO meta (key, value) VALUES (?, ?)
 ON CONFLICT (key) DO UPDATE SET value = CAST(CAST(value AS INTEGER) + ? AS TEXT)

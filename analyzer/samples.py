@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from interlatent_live.analyzer.features import activations_of
+from interlatent_live.analyzer.prompts import without_special
 from interlatent_live.stream.errors import DictionaryError
 from interlatent_live.stream.frames import FrameBatch
 
@@ -117,6 +118,7 @@ def samples_of(
     for message in recording.messages():
         if not isinstance(message, FrameBatch):
             continue
+        message = without_special(message)
         x, y = activations_of(message, manifest, input_point), activations_of(message, manifest, output_point)
         if x is None or y is None:
             continue

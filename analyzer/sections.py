@@ -19,6 +19,7 @@ from interlatent_live.analyzer.correlation import Correlation
 from interlatent_live.analyzer.drift import DriftMonitor
 from interlatent_live.analyzer.events import Event, EventTracker
 from interlatent_live.analyzer.peaks import Peak, PeakKeeper
+from interlatent_live.analyzer.prompts import without_special
 from interlatent_live.analyzer.quality import Quality, QualityWindow
 from interlatent_live.analyzer.rolling import Rolling, Span
 from interlatent_live.analyzer.store import Store
@@ -98,7 +99,7 @@ class Section:
 
     def analyse(self, batch: FrameBatch, batch_id: int, writes: Writes) -> None:
         """Take in one batch."""
-        encoded = self.source.encode(batch, self._manifest)
+        encoded = self.source.encode(without_special(batch), self._manifest)
         self.next_seq = batch.next_seq
         self.alarms = []
         if encoded is not None:
