@@ -18,6 +18,7 @@ from tornado.ioloop import IOLoop, PeriodicCallback
 
 from interlatent_live.stream.errors import EndpointError, EndpointInUse
 from interlatent_live.viewer.hub import Hub
+from interlatent_live.viewer.offer import Starter
 from interlatent_live.viewer.page import application
 
 __all__ = ["DEFAULT_PORT", "serve"]
@@ -41,8 +42,10 @@ def serve(
     open_browser: bool = False,
     stop: Callable[[], bool] = lambda: False,
     on_ready: Callable[[str], None] = lambda url: None,
+    starter: Starter | None = None,
 ) -> None:
     """Serve the page of a database, which may appear later, until `stop()`. `port` 0 takes a free one; `on_ready` gets the URL.
+    `starter`: what the page's button to learn a dictionary calls; without it there is no button.
 
     Raises EndpointInUse where the port is taken, and EndpointError for an address beyond this machine: the page has no
     authentication of its own.
@@ -59,7 +62,7 @@ def serve(
         if error.errno == errno.EADDRINUSE:
             raise EndpointInUse(f"port {port} of {address} is taken; name another with --port, or 0 for a free one") from error
         raise EndpointError(f"the page cannot be served at {address}:{port}: {error.strerror}") from error
-    hub = Hub(db)
+    hub = Hub(db, starter)
     handler = FunctionHandler(application(hub))
     loop = IOLoop()
     try:

@@ -101,6 +101,8 @@ class Feed:
         """Sentences about this environment, oldest first."""
         self.explained = False
         self.scalars: dict[str, list[tuple[int, float | None]]] = {}
+        self.origin: dict[str, str] = {}
+        """Where the frames come from, as the analyzer noted it: 'endpoint' and 'follows', or 'recording'."""
         self.sources: dict[str, str] = {}
         """What may be looked at: key and what it is called."""
         self.non_finite = 0
@@ -272,7 +274,7 @@ class Feed:
     def _pull_slow(self) -> None:
         if self.boot is None:
             return
-        self.ledger = self.reader.ledger(self.boot.boot)
+        self.ledger, self.origin = self.reader.ledger(self.boot.boot), self.reader.origin()
         self.episodes = self.reader.episodes(self.boot.boot, self.env, 40)
         names = self.reader.scalar_names(self.boot.boot)
         self.scalars = {n: [(r.step, r.value) for r in self.reader.scalars(self.boot.boot, n, 120)] for n in names[:SCALARS]}
@@ -328,13 +330,14 @@ class Feed:
         return None if versions is None or not len(versions) else int(versions[-1])
 
     def _name_sources(self, sections: list[Section]) -> None:
-        latest = [s for s in sections if s.first_seq == sections[-1].first_seq]
+        going_on = max(s.next_seq for s in sections)
         self.sources = {}
-        for section in latest:
-            row = self.reader.dictionary(section.dictionary_hash)
+        for section in sorted(sections, key=lambda s: s.next_seq != going_on):
+            row = self.reader.dictionary(section.dictionary_hash) if _key(section) not in self.sources else None
             if row is not None:
                 what = "neurons" if row.kind == "neurons" else f"{plain(row.name, 24)}#{row.hash[:8]}"
-                self.sources[_key(section)] = f"{plain(section.point, 30)} · {what}"
+                until = "" if section.next_seq == going_on else f", until frame {section.next_seq - 1}"
+                self.sources[_key(section)] = f"{plain(section.point, 30)} · {what}{until}"
 
     # the past
 
@@ -441,6 +444,6 @@ def _key(section: Section) -> str:
 
 
 def _shown(sections: list[Section], wanted: str | None) -> Section:
-    """Of the sections that began together last the one wanted, or the first: the analyzer's own preference."""
+    """The newest one wanted, or of the sections that began together last the first: the analyzer's own preference."""
     latest = [s for s in sections if s.first_seq == sections[-1].first_seq]
-    return next((s for s in latest if _key(s) == wanted), latest[0])
+    return next((s for s in reversed(sections) if _key(s) == wanted), latest[0])

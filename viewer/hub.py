@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from interlatent_live.viewer.feed import Feed
+from interlatent_live.viewer.offer import Starter
 
 __all__ = ["Hub"]
 
@@ -12,8 +13,8 @@ __all__ = ["Hub"]
 class Hub:
     """The feeds that somebody looks at, by boot, environment and source of features."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, starter: Starter | None = None) -> None:
+        self.path, self.starter = path, starter
         self._feeds: dict[tuple[int, str | None, str | None], Feed] = {}
         self._users: dict[tuple[int, str | None, str | None], int] = {}
 

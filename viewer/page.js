@@ -39,6 +39,7 @@ window.ilive = (() => {
       });
     }
     window.itime.ready(args.control);
+    window.ilearn.ready();
   }
 
   function frames(source) {
@@ -109,6 +110,7 @@ window.ilive = (() => {
     body.dataset.versions = s.has.versions ? "yes" : "no";
     all("[data-stale-why]").forEach((e) => text(e, s.stale));
     select("env", s.envs > 1 ? Array.from({ length: Math.min(s.envs, 512) }, (_, i) => [String(i), `environment ${i} of ${s.envs}`]) : [], String(s.env));
+    window.ilearn.show(s.learn);
     select("source", Object.keys(s.sources).length > 1 ? Object.entries(s.sources) : [], s.source);
     labels(s.rows);
     window.idraw.pairs(s.pairs);

@@ -24,6 +24,7 @@ from interlatent_live.viewer.feed import METRICS, Feed
 from interlatent_live.viewer.heatmap import cells
 from interlatent_live.viewer.hub import Hub
 from interlatent_live.viewer.increments import Increments
+from interlatent_live.viewer.offer import offer, told
 from interlatent_live.viewer.sheet import sheet
 from interlatent_live.viewer.state import features, state
 from interlatent_live.viewer.text import plain
@@ -120,10 +121,20 @@ class Page:
             self._pin(str(command["what"]))
         elif op == "csv":
             self._csv()
+        elif op == "learn":
+            self._learn()
         elif op == "live" and not self.feed.newest:
             self._change({"boot": None, "at": None})
         else:
             self.cursor.obey(command, self.live)
+
+    def _learn(self) -> None:
+        """Start what is offered; the browser says only that it is wanted."""
+        made = offer(self.feed.manifest, self.feed.origin, self.feed.path)
+        shown = told(self.feed, self.hub.starter)
+        if made is not None and shown is not None and shown["start"] and self.hub.starter is not None:
+            self.hub.starter(made.words)
+        self.slow = -1
 
     def _pin(self, what: str) -> None:
         """Pin or unpin; the slow panels follow."""
@@ -314,7 +325,8 @@ class Page:
     def _state(self, drawing: Drawing) -> None:
         """Texts, twice a second and whenever the state or the cursor changes: numbers that flicker cannot be read."""
         self.sent["freshness"] = self.feed.freshness().state
-        text = json.dumps(state(self.feed, self.cursor, drawing, self.snapshot, self.pins, self.note))
+        learn = told(self.feed, self.hub.starter)
+        text = json.dumps(state(self.feed, self.cursor, drawing, self.snapshot, self.pins, self.note, learn))
         if self._differs("state", text):
             self.sources.state.data = {"json": [text]}
 

@@ -26,8 +26,12 @@ FEATURES: Final = 400
 """Features listed at most: those most often active."""
 
 
-def state(feed: Feed, cursor: Cursor, drawing: Drawing, snapshot: Snapshot | None, pins: Sequence[Pair], note: str) -> dict[str, Any]:
-    """What page.js shows as text. `note`: something to say about the address that was opened, or ''."""
+def state(
+    feed: Feed, cursor: Cursor, drawing: Drawing, snapshot: Snapshot | None, pins: Sequence[Pair], note: str, learn: dict[str, Any] | None
+) -> dict[str, Any]:
+    """What page.js shows as text. `note`: something to say about the address that was opened, or ''.
+    `learn`: see `viewer.offer`.
+    """
     at = None if cursor.clip is None else cursor.clip.seq
     fresh, dictionary, manifest = feed.freshness(), feed.dictionary, feed.manifest
     quality = next((q for q in reversed(feed.quality) if at is None or q.first_seq <= at), None)
@@ -57,6 +61,7 @@ def state(feed: Feed, cursor: Cursor, drawing: Drawing, snapshot: Snapshot | Non
         "boots": [[b.boot, _boot(i, b)] for i, b in enumerate(feed.boots)][-50:], "boot": feed.boot.boot if feed.boot else "",
         "lines": sentences(feed.lines, at, names),
         "scalars": scalars(feed.scalars),
+        "learn": learn,
         "has": {
             "features": bool(drawing.rows),
             "correlations": snapshot is not None,

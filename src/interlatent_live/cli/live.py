@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -245,6 +245,13 @@ def _serve(db: Path, port: int, open_page: bool, ready: Callable[[str], None], a
         err.print(plain(line), soft_wrap=True)
 
     failed: list[InterlatentError] = []
+    learner: Child | None = None
+
+    def start(words: Sequence[str]) -> None:
+        """The page's button to learn a dictionary: one at a time, and it ends with this process."""
+        nonlocal learner
+        if learner is None or learner.code is not None:
+            learner = Child("learner", [*words, "--json"]).start()
 
     def stopped() -> bool:
         try:
@@ -257,12 +264,12 @@ def _serve(db: Path, port: int, open_page: bool, ready: Callable[[str], None], a
         return bool(failed) or stop()
 
     try:
-        serve(db, port=port, open_browser=open_page, stop=stopped, on_ready=ready)
+        serve(db, port=port, open_browser=open_page, stop=stopped, on_ready=ready, starter=start)
     finally:
-        for child in (explainer, analyzer):
+        for child in (explainer, analyzer, learner):
             if child is not None:
                 child.terminate()
-        for child in (explainer, analyzer):
+        for child in (explainer, analyzer, learner):
             if child is not None:
                 child.end()
     if failed:
