@@ -139,7 +139,7 @@ class StoreBuilder:
                 for e in range(self.envs):
                     writes.replace(
                         "episodes", run=self.run, boot=self.boot, env=e, episode=self.episode,
-                        first_seq=max(0, self.seq - 499), last_seq=self.seq + i, steps=500,
+                        first_seq=max(0, self.seq + i * self.envs - 499 * self.envs), last_seq=self.seq + i * self.envs, steps=500,
                         **{"return": float(500 - 37 * (self.episode % 4))},
                         complete=1, terminated=0, truncated=1,
                     )  # fmt: skip

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tests.store_builder import StoreBuilder
 
-from interlatent_live.viewer.drawing import PAIRS
+from interlatent_live.viewer.drawing import PAIRS, ROWS
 from interlatent_live.viewer.feed import PULL_S, SLOW_S, Feed
 
 
@@ -34,7 +34,7 @@ def test_it_waits_for_a_database_and_then_follows_it(db: Path) -> None:
     pull(feed)
     assert feed.freshness().state == "LIVE"
     assert len(feed.window) == 200
-    assert len(feed.rows) == 32
+    assert len(feed.rows) == ROWS
     drawing = feed.drawing
     head, count = drawing.raster.head, drawing.series.count
     builder.frames(100)

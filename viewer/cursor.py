@@ -142,6 +142,9 @@ class Cursor:
             return
         self.clip.newest_t = newest = self.feed.newest_t
         self._at_s = self.clip.play(self._at_s + self.speed * passed, BUDGET_S)
+        if self.loop is not None and self.clip.seq > self.loop[1]:  # quick playback goes by many frames at a time
+            self.clip.seek(self.loop[1], BUDGET_S)
+            self._at_s = self.clip.t
         if newest is not None and self._at_s >= newest:
             self.playing = False
             if self.loop is None and self.feed.freshness().state == "LIVE":

@@ -42,11 +42,13 @@ window.ilive = (() => {
     window.ilearn.ready();
   }
 
+  let told = false;
   function frames(source) {
     if (!models || !source.data.json[0]) return;
     window.idraw.frames(source);
     const p = JSON.parse(source.data.json[0]);
-    window.ilists.tab(p.tab);
+    if (!told) window.ilists.tab(p.tab);   // as the address says; afterwards it is chosen here
+    told = true;
     window.itime.moved(p);
   }
 

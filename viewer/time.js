@@ -3,7 +3,7 @@
 window.itime = (() => {
   const SPEEDS = [0.25, 0.5, 1, 2, 4, 8];
   let control = null, place = { live: true, n: -1 }, line = null, look = null, previewed = null, drag = null;
-  let waiting = [], sent = 0, open = 0, openSince = 0, asked = 0, mark = null;   // mark: frame at which a loop shall begin
+  let waiting = [], sent = 0, open = 0, openSince = 0, asked = 0, mark = null, wanted = null;   // mark: frame at which a loop shall begin; wanted: a speed that was asked for
   const lags = [];   // ms from asking to painted
   const q = (query) => document.querySelector(query);
   const thin = (n) => n.toLocaleString("en").replaceAll(",", "\u2009");
@@ -18,6 +18,7 @@ window.itime = (() => {
     q("#later").addEventListener("click", () => episode(1));
     q("#speed").addEventListener("change", (e) => send({ op: "speed", to: Number(e.target.value) }));
     q("#loop").addEventListener("click", loop);
+    for (const button of document.querySelectorAll("footer.time button")) button.addEventListener("click", (e) => { if (e.detail) button.blur(); });   // space is then playback's again
     const slider = q("#frame");
     slider.addEventListener("input", () => { if (!drag) send({ op: "seek", to: Number(slider.value) }); });
     slider.addEventListener("keydown", (e) => { if (/^(Arrow|Page|Home|End)/.test(e.key)) e.preventDefault(); });
@@ -40,8 +41,8 @@ window.itime = (() => {
   const here = () => (place.live ? place.newest : place.seq);
 
   function faster(way) {
-    const at = SPEEDS.indexOf(place.speed) + way;
-    if (SPEEDS[at]) { send({ op: "speed", to: SPEEDS[at] }); say(`speed ${q(`#speed option[value="${SPEEDS[at]}"]`).textContent}`); }
+    const at = SPEEDS.indexOf(wanted ?? place.speed) + way;
+    if (SPEEDS[at]) { wanted = SPEEDS[at]; send({ op: "speed", to: SPEEDS[at] }); say(`speed ${q(`#speed option[value="${SPEEDS[at]}"]`).textContent}`); }
   }
 
   // A loop is begun, closed, ended: by one button, by keys, or by a range dragged with shift.
@@ -86,6 +87,7 @@ window.itime = (() => {
   function moved(p) {
     place = p;
     if (open && p.n >= open) { open = 0; flush(); }
+    if (!open) wanted = null;
     document.body.dataset.cursor = p.live ? "live" : "past";
     document.body.dataset.playing = p.playing ? "yes" : "no";
     const pause = q("#pause"), going = p.live || p.playing;
@@ -110,7 +112,7 @@ window.itime = (() => {
   }
 
   // The address says what is looked at; it is written at most every half second.
-  let written = 0, due = null;
+  let written = 0, due = null;   // ms
   function address(view) {
     const query = new URLSearchParams(view).toString(), wanted = query ? "?" + query : "";
     clearTimeout(due);
