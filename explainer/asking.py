@@ -3,7 +3,9 @@
 1. `request`: evidence of one feature from training episodes (explainer.evidence) with the names that may be used.
 2. `Asker`: offers a few features at a time to the client, which works on a thread of its own. Answers are cached by
    dictionary, feature, evidence, model and prompt; calls and tokens are budgeted by minute and day, in the database.
-3. An answer is data to be checked: `read_proposal`, then held-out episodes, against what is there. All else is a failed
+3. A line of narration is put into words within a deadline or not at all (explainer.phrasing). An endpoint that is too slow
+   for that three times running is not asked for it again for a minute, twice as long each time up to ten.
+4. An answer is data to be checked: `read_proposal`, then held-out episodes, against what is there. All else is a failed
    attempt with a reason. No answer is ever needed: rules go on by themselves.
 
 The key stands in the client's headers and nowhere else.
@@ -25,7 +27,9 @@ from interlatent_live.explainer.client import FORMS, Answer, Client, Form, safe_
 from interlatent_live.explainer.evidence import Evidence, gather
 from interlatent_live.explainer.explaining import Explaining
 from interlatent_live.explainer.hypothesis import DESCRIPTION_WORDS, LABEL_WORDS, Proposal, read_proposal
+from interlatent_live.explainer.narrator import Line
 from interlatent_live.explainer.notebook import Notebook
+from interlatent_live.explainer.phrasing import Facts, Sentence, read_sentence
 from interlatent_live.explainer.source import Frames, Subject
 from interlatent_live.explainer.table import ATTRIBUTES, Vocabulary
 from interlatent_live.stream.errors import HypothesisError, LanguageModelError
@@ -36,6 +40,10 @@ PROMPT_VERSION: Final = "1"
 _OFFERED: Final = 4
 """Requests built at one time; each takes some 30 ms of evidence."""
 _MAX_TOKENS: Final = 500
+_SENTENCE_TOKENS: Final = 160
+_LATE: Final = 3
+_PAUSE_S: Final = 60.0
+_LONGEST_S: Final = 600.0
 
 _SYSTEM: Final = f"""\
 You explain one feature of a neural network that controls an agent. You are given windows of frames in which the feature is
@@ -60,6 +68,8 @@ class Configuration:
     calls_per_day: int = 2_000
     tokens_per_minute: int = 100_000
     tokens_per_day: int = 2_000_000
+    deadline_s: float = 3.0
+    """For the wording of a line of narration; what comes later is left out."""
 
     @classmethod
     def from_environment(cls, model: str | None = None) -> Configuration:
@@ -136,6 +146,14 @@ class Asker:
         self._failures: Counter[str] = Counter()
         self._made = self._calls = 0
         self._note = ""
+        self._came: list[tuple[str, Answer]] = []
+        self._lines: dict[str, tuple[int, Facts]] = {}
+        self._wrong = ""
+        """Why its last answer was left out, '' where it was taken."""
+        self._late = 0
+        self._pause_s = _PAUSE_S
+        self._silent_until = 0.0
+        self._phrased = 0
         row = notebook.one("SELECT form FROM llm_endpoints WHERE endpoint = ? AND model = ?", self._endpoint, configuration.model)
         self._form: Form = next((f for f in FORMS if row and f == row[0]), FORMS[0])
 
@@ -145,8 +163,9 @@ class Asker:
         state = self._client.state
         return {
             "model": self._configuration.model, "endpoint": self._endpoint, "state": state if not self._note else "waiting",
-            "note": self._note or self._client.note, "form": self._form, "open": len(self._open) + len(self._waiting),
-            "calls": self._calls, "versions": self._made, "failures": dict(self._failures),
+            "note": self._note or self._client.note or self._slow or self._wrong, "form": self._form,
+            "open": len(self._open) + len(self._waiting),
+            "calls": self._calls, "versions": self._made, "worded": self._phrased, "failures": dict(self._failures),
         }  # fmt: skip
 
     def offer(self, explaining: Explaining, frames: Frames, only: Sequence[int] | None = None) -> None:
@@ -170,14 +189,65 @@ class Asker:
     def collect(self, explaining: Explaining, frames: Frames) -> int:
         """Take answers in, and ask on."""
         made = 0
-        for key, answer in self._client.answers():
+        self._drain()
+        came, self._came = self._came, []
+        for key, answer in came:
             asked = self._open.pop(key, None)
-            self._account(answer)
             if asked is not None:
                 made += self._take(explaining, frames, asked, answer)
         self._submit(explaining, frames)
         self._made += made
         return made
+
+    @property
+    def _slow(self) -> str:
+        if time.monotonic() >= self._silent_until:
+            return ""
+        return f"too slow to narrate: no wording within {self._configuration.deadline_s:g} s, {_LATE} times running; the template goes on"
+
+    def phrase(self, id: int, line: Line) -> bool:
+        """Ask for the wording of a line, unless one is being asked for, or nothing may be asked now; whether it was."""
+        if self._lines or time.monotonic() < self._silent_until or not self._client.ready or self._over_budget():
+            return False
+        facts = Facts.of(line)
+        schema = Sentence.model_json_schema()
+        model = self._configuration.model
+        bodies = {f: Client.body(model, facts.messages(schema=f == "text"), schema, f, _SENTENCE_TOKENS, name="narration") for f in FORMS}
+        key = f"line:{id}"
+        self._lines[key] = id, facts
+        self._client.submit(key, bodies, self._form, deadline_s=self._configuration.deadline_s)
+        return True
+
+    def phrased(self) -> list[tuple[int, str, str]]:
+        """(id, sentence, source) of lines that were put into words since, each checked against its facts."""
+        self._drain()
+        kept = [(k, a) for k, a in self._came if k in self._lines]
+        self._came = [(k, a) for k, a in self._came if k not in self._lines]
+        found = []
+        for key, answer in kept:
+            id, facts = self._lines.pop(key)
+            if answer.reason == "late":
+                self._late += 1
+                if self._late >= _LATE:
+                    self._silent_until = time.monotonic() + self._pause_s
+                    self._late, self._pause_s = 0, min(_LONGEST_S, 2 * self._pause_s)
+            elif answer.text is not None:
+                self._late, self._pause_s = 0, _PAUSE_S
+            if answer.text is None:
+                self._refuse(answer.reason, answer.detail)
+                continue
+            try:
+                found.append((id, read_sentence(answer.text, facts), f"llm:{self._configuration.model}"))
+                self._phrased += 1
+                self._wrong = ""
+            except HypothesisError as error:
+                self._refuse(error.reason, str(error))
+        return found
+
+    def _drain(self) -> None:
+        for key, answer in self._client.answers():
+            self._account(answer)
+            self._came.append((key, answer))
 
     def close(self) -> None:
         """Nothing is waited for."""
@@ -209,7 +279,7 @@ class Asker:
     def _take(self, explaining: Explaining, frames: Frames, asked: Request, answer: Answer) -> int:
         source = f"llm:{self._configuration.model}"
         if answer.text is None:
-            self._failures[answer.reason] += 1
+            self._refuse(answer.reason, answer.detail)
             explaining.failed(asked.feature, source, answer.reason, answer.detail)
             return 0
         if answer.form != self._form:
@@ -222,14 +292,19 @@ class Asker:
             vocabulary = Vocabulary.of(explaining.subject.manifest)
             hypothesis = read_proposal(answer.text, vocabulary, source=source)
         except HypothesisError as error:
-            self._failures[error.reason] += 1
+            self._refuse(error.reason, str(error))
             explaining.failed(asked.feature, source, error.reason, str(error))
             return 0
+        self._wrong = ""
         if answer.calls:
             writes = Writes()
             writes.replace("llm_cache", key=asked.key, answer=answer.text, wall_ns=time.time_ns())
             self._notebook.commit(writes)
         return len(explaining.propose(frames, [(asked.feature, hypothesis, asked.evidence_hash)]))
+
+    def _refuse(self, reason: str, detail: str) -> None:
+        self._failures[reason] += 1
+        self._wrong = f"its last answer was left out: {reason}: {detail}"[:200].rstrip(": ")
 
     def _account(self, answer: Answer) -> None:
         self._calls += answer.calls
@@ -252,7 +327,7 @@ class Asker:
         ):
             sql = "SELECT coalesce(sum(calls), 0), coalesce(sum(tokens), 0) FROM llm_usage WHERE minute >= ?"
             used_calls, used_tokens = self._notebook.one(sql, since)
-            if used_calls + len(self._open) >= calls:
+            if used_calls + len(self._open) + len(self._lines) >= calls:
                 return f"the budget of {calls} calls a {name} is used up"
             if used_tokens >= tokens:
                 return f"the budget of {tokens} tokens a {name} is used up"

@@ -45,7 +45,8 @@ class Answer:
     calls: int = 0
     tokens: int = 0
     reason: str = ""
-    """'timeout', 'unreachable', 'rate_limited', 'unauthorised', 'refused', 'cut_off', 'unreadable' or 'closed'."""
+    """'timeout', 'late' (not by the deadline that it was given), 'unreachable', 'rate_limited', 'unauthorised', 'refused', 'cut_off',
+    'unreadable' or 'closed'."""
     detail: str = ""
 
 
@@ -68,11 +69,14 @@ class Client:
         self._slots: asyncio.Semaphore | None = None
 
     @staticmethod
-    def body(model: str, messages: Sequence[Mapping[str, str]], schema: Mapping[str, Any], form: Form, max_tokens: int) -> dict[str, Any]:
+    def body(
+        model: str, messages: Sequence[Mapping[str, str]], schema: Mapping[str, Any], form: Form, max_tokens: int, *,
+        name: str = "explanation",
+    ) -> dict[str, Any]:
         """The request as it is sent."""
         body: dict[str, Any] = {"model": model, "messages": [dict(m) for m in messages], "max_tokens": max_tokens, "temperature": 0.0}
         if form == "json_schema":
-            body["response_format"] = {"type": "json_schema", "json_schema": {"name": "explanation", "schema": dict(schema)}}
+            body["response_format"] = {"type": "json_schema", "json_schema": {"name": name, "schema": dict(schema)}}
         elif form == "json_object":
             body["response_format"] = {"type": "json_object", "schema": dict(schema)}
         return body
@@ -96,14 +100,17 @@ class Client:
             return "open"
         return "probing" if self._failed >= _FAILURES else "closed"
 
-    def submit(self, key: str, bodies: Mapping[Form, Mapping[str, Any]], form: Form) -> None:
-        """Send `bodies[form]`, or those after it on the ladder; the answer comes through `answers`."""
+    def submit(self, key: str, bodies: Mapping[Form, Mapping[str, Any]], form: Form, *, deadline_s: float | None = None) -> None:
+        """Send `bodies[form]`, or those after it on the ladder; the answer comes through `answers`.
+
+        `deadline_s`: it is of use only so soon. It then waits for no other request, and what is not there by then is 'late'.
+        """
         if self._loop is None:
             self._start()
         assert self._loop is not None
         self._pending += 1
         self._probing = self._failed >= _FAILURES
-        asyncio.run_coroutine_threadsafe(self._work(key, dict(bodies), form), self._loop)
+        asyncio.run_coroutine_threadsafe(self._work(key, dict(bodies), form, deadline_s), self._loop)
 
     def answers(self) -> list[tuple[str, Answer]]:
         """What has come back since."""
@@ -138,11 +145,17 @@ class Client:
         loop.run_until_complete(self._openai.close())
         loop.close()
 
-    async def _work(self, key: str, bodies: dict[Form, Mapping[str, Any]], form: Form) -> None:
+    async def _work(self, key: str, bodies: dict[Form, Mapping[str, Any]], form: Form, deadline_s: float | None) -> None:
         assert self._slots is not None
         try:
-            async with self._slots:
-                answer = await self._climb(bodies, form)
+            if deadline_s is None:
+                async with self._slots:
+                    answer = await self._climb(bodies, form)
+            else:
+                async with asyncio.timeout(deadline_s):
+                    answer = await self._climb(bodies, form)
+        except TimeoutError:
+            answer = Answer(form=form, calls=1, reason="late", detail=f"no answer within {deadline_s:g} s")
         except asyncio.CancelledError:
             answer = Answer(reason="closed")
         self._done.put((key, answer))
@@ -203,6 +216,8 @@ class Client:
     def _judge(self, answer: Answer) -> None:
         """Open or close the circuit."""
         self._probing = False
+        if answer.reason == "late":  # too slow for one purpose is not broken; who gave the deadline counts it
+            return
         if answer.reason in ("", "unreadable", "cut_off"):  # it answers; what it says is another question
             self._failed, self._pause_s, self.note = 0, _PAUSE_S, ""
             return

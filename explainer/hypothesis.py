@@ -21,13 +21,14 @@ from interlatent_live.explainer.table import Vocabulary
 from interlatent_live.explainer.wording import LABEL_WORDS, Wording
 from interlatent_live.stream.errors import HypothesisError, PredicateError, UnknownName
 
-__all__ = ["DESCRIPTION_WORDS", "LABEL_WORDS", "Hypothesis", "Proposal", "from_rule", "read_proposal"]
+__all__ = ["DESCRIPTION_WORDS", "LABEL_WORDS", "Hypothesis", "Proposal", "from_rule", "plain_prose", "read_proposal"]
 
 DESCRIPTION_WORDS = 40
 _MARKUP = re.compile(r"<\s*[/!?A-Za-z]|\]\s*\(|https?:|javascript:|&#?\w+;|```", re.IGNORECASE)
 
 
-def _prose(text: str, words: int) -> str:
+def plain_prose(text: str, words: int) -> str:
+    """The text with single spaces, or a ValueError: markup, links, characters that are not seen, more than `words` words."""
     text = re.sub(" +", " ", text).strip()
     bad = next((c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")), None)
     if bad is not None:
@@ -53,7 +54,7 @@ class Proposal(BaseModel):
     @field_validator("label")
     @classmethod
     def _label(cls, text: str) -> str:
-        text = _prose(text, LABEL_WORDS)
+        text = plain_prose(text, LABEL_WORDS)
         if not text:
             raise ValueError("is empty")
         return text
@@ -61,7 +62,7 @@ class Proposal(BaseModel):
     @field_validator("description")
     @classmethod
     def _description(cls, text: str) -> str:
-        return _prose(text, DESCRIPTION_WORDS)
+        return plain_prose(text, DESCRIPTION_WORDS)
 
 
 class Hypothesis(BaseModel):
@@ -79,7 +80,7 @@ class Hypothesis(BaseModel):
     @field_validator("label")
     @classmethod
     def _label(cls, text: str) -> str:
-        text = _prose(text, LABEL_WORDS)
+        text = plain_prose(text, LABEL_WORDS)
         if not 0 < len(text) <= 80:
             raise ValueError(f"has {len(text)} characters; 1 to 80")
         return text
@@ -87,7 +88,7 @@ class Hypothesis(BaseModel):
     @field_validator("description")
     @classmethod
     def _description(cls, text: str) -> str:
-        text = _prose(text, DESCRIPTION_WORDS)
+        text = plain_prose(text, DESCRIPTION_WORDS)
         if len(text) > 400:
             raise ValueError(f"has {len(text)} characters; at most 400")
         return text

@@ -23,7 +23,10 @@ from interlatent_live.stream.errors import ForeignDatabase, StoreError
 
 __all__ = ["MIGRATIONS", "Notebook"]
 
-MIGRATIONS: Final[tuple[str, ...]] = (files(__package__).joinpath("notebook.sql").read_text(encoding="utf-8"),)
+MIGRATIONS: Final[tuple[str, ...]] = (
+    files(__package__).joinpath("notebook.sql").read_text(encoding="utf-8"),
+    "ALTER TABLE narration ADD COLUMN wording TEXT; ALTER TABLE narration ADD COLUMN worded_by TEXT",  # a language model's, if any
+)
 """Script n brings the explainer's tables from version n to n + 1."""
 _BUSY_S: Final = 5.0
 _COUNTED: Final = ("explanations", "attempts", "narration")

@@ -113,6 +113,10 @@ class NarrationLine:
     features: tuple[Mapping[str, Any], ...]
     """feature, name, label, explanation, score, low, high, share, usual, holds: see explainer.narrator.Mention."""
     source: str
+    wording: str | None = None
+    """The same in a language model's words, checked against the line's facts; None where there is none."""
+    worded_by: str | None = None
+    """'llm:<model>'."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,10 +208,15 @@ class Pages(Reader):
         if not self.explained():
             return []
         rows = self._rows(
-            "SELECT id, boot, env, kind, seq, first_seq, next_seq, time_s, wall_ns, episode, episode_step, text, action, features, source "
-            "FROM narration WHERE boot = ? AND id > ? ORDER BY id DESC LIMIT ?", boot, after_id, limit,
+            "SELECT id, boot, env, kind, seq, first_seq, next_seq, time_s, wall_ns, episode, episode_step, text, action, features, source"
+            f"{', wording, worded_by' if self._worded() else ''} FROM narration "
+            "WHERE boot = ? AND id > ? ORDER BY id DESC LIMIT ?", boot, after_id, limit,
         )  # fmt: skip
-        return [NarrationLine(*(*row[:13], tuple(json.loads(row[13])), row[14])) for row in rows][::-1]
+        return [NarrationLine(*(*row[:13], tuple(json.loads(row[13])), *row[14:])) for row in rows][::-1]
+
+    def _worded(self) -> bool:
+        """Whether lines may carry a wording: a database of an older build has no such column."""
+        return bool(self._first("SELECT 1 FROM pragma_table_info('narration') WHERE name = 'wording'"))
 
     def explainer_status(self) -> Mapping[str, Any] | None:
         """What the explain service is at: wall_ns (when it said so), waiting, explained, outside, llm, …; None before it ran."""

@@ -58,6 +58,12 @@ class Asker(Protocol):
     def collect(self, explaining: Explaining, frames: Frames) -> int:
         """Propose what was answered since; how many became versions."""
 
+    def phrase(self, id: int, line: Line) -> bool:
+        """Ask for a line's wording without waiting, where that is possible now."""
+
+    def phrased(self) -> list[tuple[int, str, str]]:
+        """(id, sentence, source) of lines that were put into words since, within the deadline, and checked."""
+
     @property
     def status(self) -> Mapping[str, Any]:
         """What the page should know: model, endpoint, state, calls, failures by reason."""
@@ -74,6 +80,8 @@ class Report:
     explained: int = 0
     versions: int = 0
     lines: int = 0
+    worded: int = 0
+    """Lines that a language model put into words."""
     failures: int = 0
 
 
@@ -153,6 +161,7 @@ class Service:
             self._watch()
             lines = [line for line in map(self._narrator.feed, pieces) if line is not None]
             self._write(lines)
+            self._word()
         self.report.frames = self._source.seen
         if len(pieces) >= 500 and self._source.skip():
             log.info("reading fell behind the stream; frames were left out")
@@ -243,9 +252,21 @@ class Service:
             writes.execute("DELETE FROM cited WHERE kind = 'line' AND ref <= ?", id - _KEPT_LINES)
         self._notebook.commit(writes)
         self.report.lines += len(lines)
+        if self._asker is not None:
+            self._asker.phrase(id, lines[-1])  # of several at once all but the newest are past
         for line in lines:
             if self._on_line is not None:
                 self._on_line(line)
+
+    def _word(self) -> None:
+        """Put a language model's wording beside the template's line."""
+        if self._asker is None or self._notebook is None:
+            return
+        writes = Writes()
+        for id, sentence, source in self._asker.phrased():
+            writes.execute("UPDATE narration SET wording = ?, worded_by = ? WHERE id = ?", sentence, source, id)
+            self.report.worded += 1
+        self._notebook.commit(writes)
 
     def _write_status(self) -> None:
         assert self._notebook is not None
