@@ -156,7 +156,7 @@ def test_shipped_explanations_round_trip_and_damage_is_told(db: Path, tmp_path: 
             load_shipped(path)
 
 
-@pytest.mark.parametrize("name", ["cartpole", "cartpole-reinforce", "humanoid"])
+@pytest.mark.parametrize("name", ["cartpole", "cartpole-reinforce", "humanoid", "mspacman"])
 def test_what_ships_is_of_the_dictionary_that_ships(name: str) -> None:
     from interlatent_live.analyzer import registry
     from interlatent_live.explainer.shipping import place

@@ -14,7 +14,7 @@ from interlatent_live.analyzer import registry
 from interlatent_live.stream.manifest import Manifest, TapPointSpec
 
 
-@pytest.mark.parametrize("name", ["cartpole", "humanoid"])
+@pytest.mark.parametrize("name", ["cartpole", "humanoid", "mspacman"])
 def test_a_dictionary_is_of_its_agents_weights_and_tap_points(name: str) -> None:
     agent = AGENTS[name]
     dictionary = registry.find(agent.dictionary)
@@ -22,7 +22,8 @@ def test_a_dictionary_is_of_its_agents_weights_and_tap_points(name: str) -> None
     assert card is not None
     assert (dictionary.name, cfg.model_hash) == (name, weights_hash(agent.make_policy()))
     assert {cfg.input, cfg.output} <= set(agent.tap_points)
-    points = (TapPointSpec(cfg.input, "float32", (cfg.d_in,)), TapPointSpec(cfg.output, "float32", (cfg.d_out,)))
+    widths = {cfg.input: cfg.d_in, cfg.output: cfg.d_out}
+    points = tuple(TapPointSpec(point, "float32", (width,)) for point, width in widths.items())
     stream = Manifest("r", "b", 0, 0, tap_points=points, weights_hash=cfg.model_hash)
     assert [d.hash for d in registry.match(stream)] == [dictionary.hash]
     assert {"seed", "command"} <= set(cfg.provenance)
@@ -57,6 +58,19 @@ def test_their_cards_reach_what_was_asked(name: str, fvu: float, l0: float) -> N
         values = list(card["quantiles"][measure].values())
         assert values == sorted(values)
         assert all(math.isfinite(v) for v in values)
+
+
+def test_mspacmans_card_is_measured_in_life_and_knows_its_critic() -> None:
+    card = registry.find("mspacman").card
+    assert card is not None
+    assert card["fvu"] <= 0.02
+    assert card["l0"] <= 16
+    assert card["fvu"] < card["baselines"]["pca"]["fvu"] / 2
+    recovery = card["return_recovery"]
+    assert recovery["episodes"] >= 40
+    assert recovery["low"] >= 0.9
+    assert card["action_kl"] < 0.01
+    assert card["value_error"] < 0.1 * card["value_deviation"]
 
 
 def test_the_cartpole_dictionary_reconstructs_an_episode_it_never_saw() -> None:
