@@ -28,6 +28,7 @@ from interlatent_live.analyzer.dictionary import Dictionary
 from interlatent_live.analyzer.effect import Effect
 from interlatent_live.analyzer.rollout import Splice
 from interlatent_live.analyzer.samples import Samples
+from interlatent_live.analyzer.why_card import agreement_with_ablation
 
 __all__ = ["QUANTILES", "judge", "quantiles"]
 
@@ -70,6 +71,7 @@ def judge(dictionary: Dictionary, held: Samples, fit: Samples, effect: Effect | 
         "fvu": share(float(measured.errors.sum())),
         "dead_share": float(1 - (fit_alive | (measured.counts > 0)).mean()),
         **action,
+        "attribution": None if effect is None else agreement_with_ablation(dictionary, effect, held),
         "return_recovery": None,
         "baselines": {name: {"fvu": value, "return_recovery": None} for name, value in compared.items()},
         "cosine": measured.cosine,

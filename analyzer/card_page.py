@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from interlatent_live.analyzer.artifact import pack_json
 from interlatent_live.analyzer.dictionary import CARD
+from interlatent_live.analyzer.why_card import lines
 from interlatent_live.stream.errors import DictionaryError
 
 __all__ = ["as_html", "as_markdown", "write_card"]
@@ -84,6 +85,7 @@ def _figures(card: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("action error, standard deviations", _n(card["action_error"])),
         ("KL of the action, nats", _n(card.get("action_kl"))),
         ("error of the value; its standard deviation", f"{_n(card.get('value_error'))}; {_n(card.get('value_deviation'))}"),
+        *lines(card),
         ("dead share", _n(card["dead_share"])),
         ("cosine, norm ratio", f"{_n(card.get('cosine'))}, {_n(card.get('norm_ratio'))}"),
     ]

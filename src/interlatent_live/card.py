@@ -15,14 +15,16 @@ from interlatent_live.agent_side.weights import weights_hash
 from interlatent_live.analyzer.card import judge
 from interlatent_live.analyzer.card_page import write_card
 from interlatent_live.analyzer.dictionary import Dictionary
-from interlatent_live.analyzer.recovery import judge_in_life
+from interlatent_live.analyzer.recovery import judge_in_life, samples_of_episodes
+from interlatent_live.analyzer.rollout import CARD_SEED
 from interlatent_live.analyzer.samples import Samples, samples_of
 from interlatent_live.analyzer.training import TrainOptions, one_thread
+from interlatent_live.analyzer.why_card import agreement_with_ablation
 from interlatent_live.rollouts import AgentRollouts
 from interlatent_live.stream.errors import AgentError, DictionaryError, DictionaryMismatch
 from interlatent_live.stream.reading import Recording
 
-__all__ = ["agent_of", "make_card"]
+__all__ = ["agent_of", "amend_card", "make_card"]
 
 
 def agent_of(dictionary: Dictionary) -> str | None:
@@ -75,5 +77,31 @@ def make_card(
                 f"no reference agent has the weights that {cfg.name!r} was trained on; judge it on a recording: --recording r.mcap"
             )
     card["card_command"] = shlex.join(command)
+    write_card(dictionary.path, card)
+    return card
+
+
+def amend_card(
+    dictionary: Dictionary, *, agent: str | None = None, episodes: int = 20, note: Callable[[str], None] = lambda _: None
+) -> dict[str, Any]:
+    """Add to the card that stands beside `dictionary` how well contributions foretell ablation, on the first of a card's episodes.
+
+    All else on it stays as it is.
+    """
+    cfg = dictionary.cfg
+    if dictionary.path is None or dictionary.card is None:
+        raise DictionaryError(f"{cfg.name!r} has no card to be amended; make one: interlatent-live dict card {cfg.name}")
+    chosen = agent or agent_of(dictionary)
+    if chosen is None:
+        raise DictionaryError(f"no reference agent has the weights that {cfg.name!r} was trained on, so nothing can be ablated in its life")
+    with one_thread():
+        rollouts = AgentRollouts(chosen, cfg.input, cfg.output)
+        seeds = range(CARD_SEED, CARD_SEED + episodes)
+        note(f"{episodes} clean episodes")
+        held = samples_of_episodes(rollouts.run(None, seeds, keep=True), dictionary, rollouts, f"{episodes} episodes of {chosen}")
+        note("ablating")
+        found = agreement_with_ablation(dictionary, rollouts.effect, held)
+    command = ["interlatent-live", "dict", "card", dictionary.path.name, "--attribution", "--episodes", str(episodes)]
+    card = {**dictionary.card, "attribution": {**found, "command": shlex.join(command)}}
     write_card(dictionary.path, card)
     return card

@@ -1,4 +1,4 @@
-"""Commands about dictionaries: `dict train`, `dict card`, `dict list`."""
+"""Commands about dictionaries: `dict train`, `dict card`, `dict frontier`, `dict list`."""
 
 from __future__ import annotations
 
@@ -149,6 +149,9 @@ def card(
         str | None, typer.Option(help="The reference agent it is of; default: by the model hash. 'none': no rollouts.")
     ] = None,
     episodes: Annotated[int, typer.Option(help="Paired episodes for return recovery.", min=1)] = 100,
+    attribution: Annotated[
+        bool, typer.Option("--attribution", help="Only amend the card that is there: how well contributions foretell ablation.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Judge a dictionary: write card.json, card.md and card.html beside it.
@@ -156,13 +159,50 @@ def card(
     Example: `interlatent-live dict card dicts/mine`
     """
     from interlatent_live.analyzer.registry import find
-    from interlatent_live.card import make_card
+    from interlatent_live.card import amend_card, make_card
 
+    if attribution:
+        if recording is not None or agent == "none":
+            raise typer.BadParameter("--attribution needs episodes of the agent; leave out --recording and --agent none")
+        amended = amend_card(find(directory), agent=agent, episodes=episodes, note=lambda text: None if as_json else err.print(text))
+        print_result(amended, as_json, ("name", "hash", "attribution"))
+        return
     judged = make_card(
         find(directory), recording=recording, agent=agent, episodes=episodes, note=lambda text: None if as_json else err.print(text)
     )
     measures = ("l0", "fvu", "dead_share", "action_agreement", "action_error", "return_recovery", "baselines")
     print_result(judged, as_json, ("name", "hash", "recipe", "features", "k", *measures))
+
+
+@dictionaries.command("frontier")
+def frontier(
+    directory: Annotated[str, typer.Argument(help="Folder of a topk or batchtopk dictionary, or the name of one that is installed.")],
+    l0: Annotated[list[float], typer.Option(help="Active latents a frame; repeated, one row each.")],
+    agent: Annotated[str | None, typer.Option(help="The reference agent it is of; default: by the model hash.")] = None,
+    episodes: Annotated[int, typer.Option(help="Paired episodes for each row.", min=2)] = 20,
+    steps: Annotated[int | None, typer.Option(help="Steps of an episode at most; default: all.", min=1)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What a dictionary loses with fewer active latents, without training it again: FVU and return recovery by L0.
+
+    Example: `interlatent-live dict frontier humanoid --l0 16 --l0 12 --l0 8 --episodes 20 --steps 300`
+    """
+    from interlatent_live.analyzer.frontier import frontier as measure
+    from interlatent_live.analyzer.registry import find
+    from interlatent_live.analyzer.training import one_thread
+    from interlatent_live.card import agent_of
+    from interlatent_live.rollouts import AgentRollouts
+
+    dictionary = find(directory)
+    chosen = agent or agent_of(dictionary)
+    if chosen is None:
+        raise DictionaryError(f"no reference agent has the weights that {dictionary.name!r} was trained on; name one with --agent")
+    with one_thread():
+        rollouts = AgentRollouts(chosen, dictionary.cfg.input, dictionary.cfg.output)
+        rows = measure(
+            dictionary, rollouts, l0, episodes=episodes, max_steps=steps, note=lambda text: None if as_json else err.print(text)
+        )
+    print_table(rows, as_json, ("l0", "l0_found", "fvu", "action_agreement", "action_error", "return_recovery", "standing"))
 
 
 @dictionaries.command("list")
