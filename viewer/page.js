@@ -26,6 +26,7 @@ window.ilive = (() => {
     dark.addEventListener("change", colours);
     if (args.state.data.json[0]) state(args.state);
     picture(args.picture);
+    if (args.why.data.json[0]) window.iwhy.show(args.why);
     window.idraw.ready(args);
     if (args.timeline.data.json[0]) timeline(args.timeline);
     frames(args.frames);
@@ -273,5 +274,5 @@ window.ilive = (() => {
     }, 1000);
   }
 
-  return { ready, lost, state, picture, frames, timeline, aged, features: (source) => window.ilists.features(source), file: (source) => window.isave.file(source), row: (i) => rows[i] };
+  return { ready, lost, state, why: (source) => window.iwhy.show(source), picture, frames, timeline, aged, features: (source) => window.ilists.features(source), file: (source) => window.isave.file(source), row: (i) => rows[i] };
 })();

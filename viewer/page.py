@@ -30,6 +30,7 @@ from interlatent_live.viewer.state import features, state
 from interlatent_live.viewer.text import plain
 from interlatent_live.viewer.theme import GLYPHS, bokeh_theme
 from interlatent_live.viewer.view import MAX_PINS, TABS, View, pin_of
+from interlatent_live.viewer.why import STALE_S, why
 
 __all__ = ["PERIOD_MS", "Page", "application"]
 
@@ -227,6 +228,7 @@ class Page:
         moved = self._differs("at", (at, feed.env, feed.source, feed.boot.boot if feed.boot else ""))
         if moved or cursor.live:
             self._picture(at)
+            self._why(at)
         if moved or self.slow != feed.slow or self.sent.get("freshness") != feed.freshness().state:
             if hurried or (moved and cursor.playing and self.slow == feed.slow and not self._due()):
                 self.slow = self.slow if cursor.playing else -1
@@ -280,6 +282,32 @@ class Page:
             self.picture = seen
             uri = "" if picture is None else "data:image/jpeg;base64," + base64.b64encode(picture.data).decode("ascii")
             self.sources.picture.data = {"uri": [uri]}
+
+    def _why(self, at: int | None) -> None:
+        """Why the action at the cursor was taken, by the last explained frame up to it."""
+        feed, moment = self.feed, self.cursor.moment()
+        if feed.boot is None or feed.manifest is None or moment is None:
+            return
+        try:
+            row = feed.reader.attribution(feed.boot.boot, feed.env, at)
+        except StoreError as error:
+            log.debug("no attribution: %s", error)
+            return
+        age_s = None
+        if row is not None:
+            piece, frame = moment
+            age_s = float(piece.t[frame]) - (row.monotonic_ns - feed.manifest.started_monotonic_ns) / 1e9
+        if age_s is not None and age_s <= STALE_S and self.cursor.live:
+            age_s = 0.0  # it is always a moment old: a number that flickers cannot be read
+        shown = None if age_s is None else round(age_s, 2) if age_s <= STALE_S else round(age_s)  # a stale one grows old by seconds
+        if not self._differs("why", (row and row.seq, shown, len(feed.explanations), feed.source_key)):
+            return
+        dictionary = feed.dictionary
+        ours = dictionary is not None and (row is None or row.dictionary_hash == dictionary.hash)
+        labels = {f: e.label or "" for f, e in feed.explanations.items()} if ours else {}
+        fits = dictionary is not None and dictionary.kind != "neurons"
+        data = why(row, age_s, {}, labels, fits=fits, name=dictionary.name if dictionary else "")
+        self.sources.why.data = {"json": [json.dumps(data)]}
 
     def _slow(self, at: int | None, drawing: Drawing) -> None:
         """What changes with seconds, and with the cursor."""

@@ -53,6 +53,7 @@ class Sources:
     state: ColumnDataSource = field(default_factory=lambda: _source(json=[""]))
     features: ColumnDataSource = field(default_factory=lambda: _source(json=[""]))
     picture: ColumnDataSource = field(default_factory=lambda: _source(uri=[""]))
+    why: ColumnDataSource = field(default_factory=lambda: _source(json=[""]))
     timeline: ColumnDataSource = field(default_factory=lambda: _source(json=[""]))
     file: ColumnDataSource = field(default_factory=lambda: _source(name=[], text=[]))
     """What the browser shall save."""
@@ -61,7 +62,7 @@ class Sources:
 
     def own(self) -> dict[str, ColumnDataSource]:
         """What the page's scripts draw, by the name of the function in page.js that does."""
-        return {name: getattr(self, name) for name in ("frames", "state", "features", "picture", "timeline", "file")}
+        return {name: getattr(self, name) for name in ("frames", "state", "features", "picture", "why", "timeline", "file")}
 
 
 def _nice(value: float) -> float:

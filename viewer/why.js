@@ -1,0 +1,55 @@
+"use strict";
+// Why this action: one block for each action, a bar for its score and a line for each part. Blocks keep their places; texts by textContent.
+window.iwhy = (() => {
+  const q = (query) => document.querySelector(query);
+
+  function node(tag, name, value) {
+    const made = document.createElement(tag);
+    if (name) made.className = name;
+    if (value !== undefined) made.textContent = value;
+    return made;
+  }
+
+  // A bar from the middle for what has a sign, from the left for what has none.
+  function bar(value, signed, kind) {
+    const track = node("i", `bar ${kind}${signed ? " signed" : ""}`), fill = node("i", value < 0 ? "minus" : "plus");
+    const width = Math.min(1, Math.abs(value)) * (signed ? 50 : 100);
+    fill.style.width = `${width.toFixed(1)}%`;
+    fill.style.left = !signed ? "0" : value < 0 ? `${(50 - width).toFixed(1)}%` : "50%";
+    track.setAttribute("aria-hidden", "true");
+    track.append(fill);
+    return track;
+  }
+
+  function part(p) {
+    const item = node("li", p.kind), name = node("span", "n");
+    item.title = p.about;
+    if (p.name) name.append(node("b", "", p.name), p.label ? ` ${p.label}` : "");
+    else name.textContent = p.label;
+    item.append(name, bar(p.bar, true, p.kind), node("span", "v", p.text));
+    return item;
+  }
+
+  function action(a) {
+    const block = node("li", a.chosen ? "chosen" : ""), head = node("div", "score");
+    const name = node("span", "n", a.name);
+    if (a.chosen) name.append(node("small", "", "taken"));
+    head.title = a.about;
+    head.append(name, bar(a.bar, a.signed, "total"), node("span", "v", a.value));
+    const parts = node("ol", "parts");
+    parts.append(...a.parts.map(part));
+    block.append(head, parts);
+    return block;
+  }
+
+  function show(source) {
+    const w = JSON.parse(source.data.json[0]), panel = q(".why");
+    panel.dataset.why = w.state;
+    q(".why-note").textContent = w.state === "none" ? "" : w.note || w.unit;
+    q(".why-none span").textContent = w.reason;
+    q(".why-none code").textContent = w.code;
+    q(".actions").replaceChildren(...w.actions.map(action));
+  }
+
+  return { show };
+})();
