@@ -17,7 +17,7 @@ import torch
 from interlatent_live.analyzer.dictionary import Dictionary
 from interlatent_live.analyzer.effect import Effect
 
-__all__ = ["CARD_SEED", "TRAINING_SEED", "VALIDATION_SEED", "Episode", "Rollouts", "Splice", "splice_of"]
+__all__ = ["CARD_SEED", "FRONTIER_SEED", "TRAINING_SEED", "VALIDATION_SEED", "Episode", "Rollouts", "Splice", "splice_of"]
 
 TRAINING_SEED: Final = 10_000_000
 """First seed of episodes that are trained on; also of none of a recording's, which are seeded once, from below."""
@@ -25,6 +25,8 @@ VALIDATION_SEED: Final = 20_000_000
 """First seed of the episodes that choose among rounds."""
 CARD_SEED: Final = 30_000_000
 """First seed of the episodes that a card reports: used in no training and no choice."""
+FRONTIER_SEED: Final = 60_000_000
+"""First seed of the episodes of `analyzer.frontier`."""
 
 Splice: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(x (1, d_in), true y (1, d_out)) to what the policy gets instead of y."""
