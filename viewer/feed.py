@@ -50,6 +50,8 @@ METRICS: Final = 24
 PULL_S: Final = 0.04
 SLOW_S: Final = 0.5
 """Between readings of what changes slowly: boots, sections, ledger, snapshots, episodes."""
+_REREAD = 3
+"""Newest lines that are read again."""
 PATIENCE_S: Final = 1.0
 """How long a database may refuse to be read before the page says so."""
 MAX_BATCHES: Final = 2_000
@@ -305,9 +307,9 @@ class Feed:
         if not self.explained or self.boot is None:
             return
         self.learnt = self.reader.explainer_status()
-        after = self.lines[-1].id if self.lines else 0
-        new = [line for line in self.reader.narration(self.boot.boot, after, LINES) if line.env == self.env]
-        self.lines = [*self.lines, *new][-LINES:]
+        kept = self.lines[:-_REREAD]  # a language model's wording may still come to the newest
+        new = [line for line in self.reader.narration(self.boot.boot, kept[-1].id if kept else 0, LINES) if line.env == self.env]
+        self.lines = [*kept, *new][-LINES:]
         if self.dictionary is not None and self.slow % _TIMELINE_LOOKS == 0:
             found = self.reader.explanations(self.dictionary.hash, everything=True)
             self.explanations = {e.feature: e for e in found if e.label}

@@ -100,6 +100,7 @@ window.ilists = (() => {
       go.addEventListener("blur", hide);
       item.addEventListener("click", () => { if (!getSelection().toString()) window.itime.seek(line.seq); });
       item.append(go, node("span", "kind", line.kind), node("p", "", line.text));
+      if (line.wording) item.append(node("p", "worded", `${line.by} says: ${line.wording}`));
       if (line.chips.length) {
         const chips = node("p", "chips");
         line.chips.forEach((c) => {

@@ -59,5 +59,6 @@ def sentences(lines: Iterable[NarrationLine], until_seq: int | None, names: Mapp
         found.append({
             "id": line.id, "kind": plain(line.kind, 12), "seq": line.seq, "time": clock(line.time_s), "t": line.time_s,
             "episode": line.episode, "step": line.episode_step, "text": plain(line.text, 400), "chips": chips,
+            "wording": plain(line.wording or "", 300), "by": plain((line.worded_by or "").removeprefix("llm:"), 40),
         })  # fmt: skip
     return found

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .application import AsJson, app
-from .output import err, jsonable, plain, print_line, print_result, print_table
+from .output import err, plain, print_line, print_result, print_table
 
 if TYPE_CHECKING:
     from interlatent_live.explainer.asking import Configuration
     from interlatent_live.explainer.explaining import Current, Explaining
     from interlatent_live.explainer.narrator import Line
-    from interlatent_live.explainer.scoring import Score
     from interlatent_live.explainer.source import Frames
 
 __all__: list[str] = []
@@ -228,32 +227,24 @@ def _row(current: Current) -> dict[str, Any]:
 
 
 def _try(db: Path, text: str, features: list[int] | None, as_json: bool) -> None:
-    from interlatent_live.explainer.grammar import parse
-    from interlatent_live.explainer.reading import Pages
-    from interlatent_live.explainer.scoring import live, score
+    from interlatent_live.explainer.trying import Trier
+    from interlatent_live.stream.errors import PredicateError
 
-    frames, subject = _frames(db)
-    predicate = parse(text, frames.table.vocabulary)
-    numbers = features or [int(f) for f in live(frames.table, frames.held_out)]
-    numbers = [f for f in numbers if f"f{f}" not in predicate.names]
-    scores = score([predicate] * len(numbers), numbers, frames.table, frames.held_out)
-    with Pages(db) as pages:
-        labels = {e.feature: e.label for e in pages.explanations(subject.dictionary.hash, everything=True)}
-    rows = sorted((_tried(s, labels.get(s.feature)) for s in scores), key=lambda r: -(r["balanced_accuracy"] or 0))
+    trier = Trier(db, max_frames=300_000)
+    try:
+        trier.refresh()
+        wanted: list[int | None] = [*features] if features else [None]
+        trials = [trier.attempt(text, feature=f, top=10_000) for f in wanted]
+    finally:
+        trier.close()
+    if trials[0].error is not None:
+        raise PredicateError(trials[0].error)
+    rows = [{k: v for k, v in asdict(fit).items() if k != "name"} for trial in trials for fit in trial.fits]
     if as_json:
-        print_line({"predicate": str(predicate), "features": rows}, True, "")
+        print_line({"predicate": trials[0].text, "features": rows}, True, "")
     else:
-        err.print(f"{plain(str(predicate))} on {int(frames.held_out.sum())} held-out frames", soft_wrap=True)
+        err.print(f"{plain(trials[0].text)} on {trials[0].frames} held-out frames", soft_wrap=True)
         print_table(rows[:10], False, ("feature", "balanced_accuracy", "low", "high", "sensitivity", "specificity", "label"))
-
-
-def _tried(score: Score, label: str | None) -> dict[str, Any]:
-    interval = score.balanced_accuracy
-    row = {
-        "feature": score.feature, "balanced_accuracy": interval.mean, "low": interval.low, "high": interval.high,
-        "sensitivity": score.sensitivity, "specificity": score.specificity, "positives": score.positives, "label": label,
-    }  # fmt: skip
-    return dict(jsonable(row))
 
 
 def _name(db: Path, feature: int, label: str, text: str | None, as_json: bool) -> None:
