@@ -9,7 +9,8 @@
 5. Every ten seconds a checkpoint; the same command goes on from it after a crash. One that cannot be written is said once, and
    costs only that.
 6. The episodes held out judge: `analyzer.card`, without quantiles where they last less than 100 seconds, because a thousandth
-   of a few seconds is no bound to sound an alarm at.
+   of a few seconds is no bound to sound an alarm at. What is no better than the mean output, as when a busy machine left no time
+   to learn, does not become an artifact.
 
 Weights that change while it learns make it a dictionary of no weights in particular: the reservoirs then prefer recent frames, and
 cfg and card say `stale`.
@@ -354,6 +355,11 @@ class _Session:
         }  # fmt: skip
         dictionary = run.trainer.dictionary(fit, name=name, provenance=provenance)
         card = judge(dictionary, held, fit) | {"stale": stale, "light": True}
+        if card["fvu"] is not None and card["fvu"] >= 1:
+            raise DictionaryError(
+                f"held-out FVU is {card['fvu']:.3g} after {run.step} of {self.options.steps} steps: the mean output alone is as good. "
+                "Let it run longer, with --seconds; what was learned is kept, and the same command goes on from there"
+            )
         if held.frames < QUANTILE_S * held.frames_a_second:
             card["quantiles"] = {measure: dict.fromkeys(found) for measure, found in card["quantiles"].items()}
         return dictionary.with_card(card)

@@ -28,6 +28,13 @@ from interlatent_live.stream.errors import DictionaryError
 
 QUICK = TrainOptions(features=24, k=3, steps=150, batch=64, dead_steps=40)
 LONG = LiveOptions(seconds=600, wait=60, memory=4 << 20)
+PACED, SLOWLY = dataclasses.replace(QUICK, steps=100_000), LiveOptions(seconds=1_000, wait=60, memory=4 << 20)
+"""A hundred steps a second."""
+
+
+def learned(progress: LiveProgress) -> bool:
+    """Whether what there is would be worth an artifact."""
+    return progress.held_out > 1 and progress.fvu is not None and progress.fvu < 0.8
 
 
 class Altered(Synthetic):
@@ -101,34 +108,32 @@ def test_stop_saves_what_was_learned(tmp_path: Path) -> None:
     seen = threading.Event()
 
     def report(progress: LiveProgress) -> None:
-        if progress.step > 0 and progress.held_out > 1:
+        if learned(progress):
             seen.set()
 
     with acting(frames=None) as agent:
-        live = dataclasses.replace(LONG, seconds=60.0)
-        dictionary = learn_to(agent.endpoint, tmp_path / "d", QUICK, live, report=report, stop=seen.is_set)
+        dictionary = learn_to(agent.endpoint, tmp_path / "d", PACED, SLOWLY, report=report, stop=seen.is_set)
     assert load(tmp_path / "d").hash == dictionary.hash
-    assert 0 < dictionary.cfg.provenance["stopped_at"] < 150
+    assert 0 < dictionary.cfg.provenance["stopped_at"] < PACED.steps
 
 
 def test_an_interrupted_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     kept = tmp_path / "kept.safetensors"
     with acting(frames=None) as agent:
-        at: list[int] = []
-        live = dataclasses.replace(LONG, seconds=60.0)
+        told: list[LiveProgress] = []
         learn(
-            agent.endpoint, QUICK, live, name="d", checkpoint=kept, report=lambda p: at.append(p.step), stop=lambda: bool(at) and at[-1] > 5
+            agent.endpoint, PACED, SLOWLY, name="d", checkpoint=kept, report=told.append, stop=lambda: bool(told) and learned(told[-1])
         )
         assert kept.exists()
-        again: list[int] = []
+        again: list[LiveProgress] = []
         second = learn(
-            agent.endpoint, QUICK, live, name="d", checkpoint=kept, report=lambda p: again.append(p.step),
-            stop=lambda: bool(again) and again[-1] > at[-1],
+            agent.endpoint, PACED, SLOWLY, name="d", checkpoint=kept, report=again.append,
+            stop=lambda: bool(again) and learned(again[-1]) and again[-1].step > told[-1].step,
         )  # fmt: skip
-        assert min(step for step in again if step) >= at[-1]
-        assert second.cfg.provenance["stopped_at"] > at[-1]
+        assert min(p.step for p in again if p.step) >= told[-1].step
+        assert second.cfg.provenance["stopped_at"] > told[-1].step
         with pytest.raises(DictionaryError, match="other options or data"):
-            learn(agent.endpoint, dataclasses.replace(QUICK, k=4), live, name="d", checkpoint=kept)
+            learn(agent.endpoint, dataclasses.replace(PACED, k=4), SLOWLY, name="d", checkpoint=kept)
 
 
 def test_weights_that_change_make_it_stale() -> None:
@@ -159,6 +164,13 @@ def test_a_stream_that_teaches_nothing_is_refused_and_leaves_nothing(
 def test_no_frame_at_all(tmp_path: Path) -> None:
     with pytest.raises(DictionaryError, match=r"no frame came in 0.2 s; is an agent publishing there\?"):
         learn_to("tcp://127.0.0.1:9", tmp_path / "d", QUICK, LiveOptions(wait=0.2))
+
+
+def test_what_is_no_better_than_the_mean_is_no_artifact(tmp_path: Path) -> None:
+    once = dataclasses.replace(QUICK, steps=1, k=24, lr=1.0)
+    with acting() as agent, pytest.raises(DictionaryError, match="after 1 of 1 steps: the mean output alone is as good"):
+        learn_to(agent.endpoint, tmp_path / "d", once, LONG)
+    assert not (tmp_path / "d").exists()
 
 
 def test_too_few_frames_in_the_time_given() -> None:
@@ -214,7 +226,7 @@ def cli(endpoint: str, target: Path, *more: str) -> subprocess.Popen[str]:
 
 def ready(target: Path) -> bool:
     news = announced(target.parent)
-    return news is not None and news["step"] > 0 and news["held_out"] > 1
+    return news is not None and news.get("held_out", 0) > 1 and (news.get("fvu") or 1.0) < 0.8
 
 
 def until(condition: Callable[[], bool], seconds: float = 90.0) -> None:
