@@ -21,6 +21,7 @@
     │   ├── ForeignDatabase       a file that belongs to another run, or is not ours
     │   └── StoreFull             no room for more rows; those committed are safe
     ├── AgentError                a reference agent that cannot be made on this machine
+    ├── PromptError               a prompt, or a file of them, that cannot be read or run
     ├── PredicateError            text or data that is no predicate over what is known here; `.position` in a text
     │   └── UnknownName           carries close names
     ├── HypothesisError           an explanation that is refused; `.reason` is the counter it falls under
@@ -46,6 +47,7 @@ __all__ = [
     "NonFiniteMessage",
     "OversizedMessage",
     "PredicateError",
+    "PromptError",
     "RecordingDamaged",
     "RecordingError",
     "RecordingExists",
@@ -158,6 +160,10 @@ class StoreFull(StoreError):
 
 class AgentError(InterlatentError):
     """A reference agent that cannot be made on this machine."""
+
+
+class PromptError(InterlatentError):
+    """A prompt, or a file of prompts, that cannot be read or run."""
 
 
 class PredicateError(InterlatentError):

@@ -59,6 +59,8 @@ class Demo:
         self.analyzer = Child("analyzer", analyze)
         self.explainer = Child("explainer", ["explain", "--db", db, "--live", "--json"], on_line=self._narrate)
         arguments = ["run", self.agent, "--bind", endpoint, "--record", str(self.record), "--wait", "60", "--pictures", "--json"]
+        if self.agent == "lm":
+            arguments += ["--repeat", "--temperature", "0.7"]
         if self.seconds is not None:
             arguments += ["--seconds", str(self.seconds)]
         self.acting = Child("agent", arguments)
