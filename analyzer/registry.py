@@ -102,10 +102,9 @@ def check(dictionary: Dictionary, manifest: Manifest, at: tuple[str, str] | None
     there = ", ".join(f"{point} ({width} wide)" for point, width in points.items()) or "none"
     for point, width in zip(at or (cfg.input, cfg.output), (cfg.d_in, cfg.d_out), strict=True):
         if point not in points:
-            raise DictionaryMismatch(
-                f"{name!r} needs tap point {point!r}, {width} wide; the stream has {there}: tap it as well, or where one of those "
-                f"is the same layer under another name, say so: --override {name}=INPUT,OUTPUT"
-            )
+            same = next((p for p, w in points.items() if w == width), None)
+            named = "" if same is None else f", or if {same!r} is the same layer under another name, say so: --override {name}=INPUT,OUTPUT"
+            raise DictionaryMismatch(f"{name!r} needs tap point {point!r}, {width} wide; the stream has {there}: tap it as well{named}")
         if points[point] != width:
             raise DictionaryMismatch(
                 f"{name!r} expects {width} values at tap point {point!r}; the stream has {points[point]} there: it cannot be computed; "
