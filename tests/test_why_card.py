@@ -78,8 +78,9 @@ def test_behind_layers_it_equals_an_oracle_frame_by_frame() -> None:
 
 def test_a_rest_that_does_nothing_gives_null_and_not_0() -> None:
     dictionary, held = made()
-    silent = head(nn.Linear(WIDTH, ACTIONS))
-    nn.init.zeros_(silent[0].weight)
+    layer = nn.Linear(WIDTH, ACTIONS)
+    nn.init.zeros_(layer.weight)
+    silent = head(layer)
     found = agreement_with_ablation(dictionary, Effect(silent, "continuous"), held, frames=20)
     assert found["rank_correlation"] == {"mean": None, "low": None, "high": None, "frames": 0}
 

@@ -25,7 +25,8 @@ def row(**changes: Any) -> AttributionRow:
 
 
 def said(found: AttributionRow | None, age_s: float | None = 0.0, labels: dict[int, str] | None = None, **options: Any) -> dict[str, Any]:
-    return why(found, age_s, {}, labels or {}, **({"fits": True, "name": "cartpole"} | options))
+    given: dict[str, Any] = {"fits": True, "name": "cartpole"} | options
+    return why(found, age_s, {}, labels or {}, **given)
 
 
 def test_actions_with_the_parts_of_their_scores() -> None:
