@@ -12,7 +12,7 @@ Reads only, through analyzer.queries; no torch. A batch of 32 frames costs about
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,8 +23,9 @@ import numpy.typing as npt
 from interlatent_live.analyzer.codes import Codes
 from interlatent_live.analyzer.queries import Reader
 from interlatent_live.analyzer.records import BatchRow, Boot, CodesRow, DictionaryRow, Section
+from interlatent_live.explainer.labelled import labels_of
 from interlatent_live.explainer.scoring import held_out_episodes
-from interlatent_live.explainer.table import Features, Table
+from interlatent_live.explainer.table import Features, Labels, Table
 from interlatent_live.stream.errors import StoreError
 from interlatent_live.stream.manifest import Manifest
 
@@ -32,7 +33,8 @@ __all__ = ["MAX_FRAMES", "Frames", "Piece", "Source", "Subject"]
 
 MAX_FRAMES: Final = 60_000
 _BEHIND_NS: Final = 10_000_000_000
-_COLUMNS: Final = ("env", "episode", "episode_step", "policy_version", "metrics", "action", "reward", "terminated", "truncated")
+_COLUMNS: Final = ("env", "episode", "episode_step", "policy_version", "metrics", "action", "reward", "terminated", "truncated",
+                    "prompt", "token")  # fmt: skip
 Mask = npt.NDArray[np.bool_]
 
 
@@ -181,7 +183,9 @@ class Source:
         """Everything that is kept, or None while there is nothing."""
         if not self._pieces or self.subject is None:
             return None
-        return gather(self._pieces, self.subject.manifest, self.subject.dictionary.features)
+        with self.reader.consistent():
+            labels = labels_of(self.reader, list(self._pieces))
+        return gather(self._pieces, self.subject.manifest, self.subject.dictionary.features, labels)
 
     def _look(self) -> bool:
         """Find the subject; whether there is one."""
@@ -292,8 +296,8 @@ def align(rows: int, features: int, found: CodesRow | None) -> tuple[Mask, Codes
     return encoded, Codes(indptr, found.codes.indices, found.codes.values, features)
 
 
-def gather(pieces: Iterable[Piece], manifest: Manifest, features: int) -> Frames:
-    """One table of several pieces."""
+def gather(pieces: Iterable[Piece], manifest: Manifest, features: int, labels: Mapping[str, Labels] | None = None) -> Frames:
+    """One table of several pieces. `labels`: text columns over their frames."""
     from scipy.sparse import csr_array
 
     pieces = list(pieces)
@@ -309,7 +313,8 @@ def gather(pieces: Iterable[Piece], manifest: Manifest, features: int) -> Frames
     matrix = csr_array((values, indices, indptr), shape=(rows, features))
     boots = tuple(dict.fromkeys(p.boot for p in pieces))
     boot = np.repeat([boots.index(p.boot) for p in pieces], [len(p) for p in pieces])
-    table = Table.of(columns, manifest, features=Features(matrix, np.concatenate([p.encoded for p in pieces])), boot=boot)
+    table = Table.of(columns, manifest, features=Features(matrix, np.concatenate([p.encoded for p in pieces])), boot=boot,
+                     labels=labels)  # fmt: skip
     held_out = held_out_episodes(np.concatenate([p.episode for p in pieces]))
     seq = np.concatenate([p.first_seq + np.arange(len(p)) for p in pieces])
     return Frames(table, seq, boots, ~held_out, held_out, columns["policy_version"].astype(np.int64))

@@ -80,3 +80,30 @@ def test_special_tokens_are_rows_without_features(tmp_path: Path) -> None:
         assert {e.episode for e in reader.episodes(boot)} == set(range(12))
         assert all(e.complete for e in reader.episodes(boot))
         assert np.isfinite(reader.top_correlations(reader.snapshot_id(section.id) or 0)[0].r or np.nan)
+
+
+def test_labels_and_tokens_can_be_asked_for(tmp_path: Path) -> None:
+    from interlatent_live.explainer.grammar import parse
+    from interlatent_live.explainer.source import Source
+
+    record(tmp_path / "r.mcap")
+    analyze_recording(tmp_path / "r.mcap", tmp_path / "a.db", neurons_only=True)
+    source = Source(tmp_path / "a.db")
+    while source.pull():
+        pass
+    frames = source.kept()
+    source.close()
+    assert frames is not None
+    table = frames.table
+    physics = parse("topic == physics", table.vocabulary).evaluate(table)
+    assert physics.defined.all()
+    assert 0 < physics.holds.sum() < table.rows
+    with Reader(tmp_path / "a.db") as reader:
+        boot = reader.boots()[0].boot
+        of = {p.prompt for p in reader.prompts(boot) if p.labels["topic"] == "physics"}
+        rows = reader.tokens(boot, 0, table.rows)
+    assert physics.holds.tolist() == [row.prompt in of for row in rows]
+    cat = parse("token == cat and topic != physics", table.vocabulary).holds(table)
+    assert cat.sum() >= 6
+    assert [row.token == 6 and row.prompt not in of for row in rows] == cat.tolist()
+    assert parse("steps_to_end == 0", table.vocabulary).holds(table).sum() == 12
