@@ -87,6 +87,7 @@ class Control:
         self._context = zmq.Context()
         self._zap: zmq.Socket[bytes] = self._context.socket(zmq.REP)
         self._zap.linger = 0
+        self._monitor: zmq.Socket[bytes] | None = None
         self._socket: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
         self._socket.linger = 200
         self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_BYTES)
@@ -141,7 +142,9 @@ class Control:
 
     def _close_sockets(self) -> None:
         if not self._socket.closed:
-            self._socket.disable_monitor()
+            if self._monitor is not None:
+                self._socket.disable_monitor()
+                self._monitor.close(linger=0)
             self._socket.close()
             self._zap.close()
             self._context.term()
@@ -150,6 +153,7 @@ class Control:
 
     def _serve(self) -> None:
         poller = zmq.Poller()
+        assert self._monitor is not None
         for socket in (self._socket, self._zap, self._monitor):
             poller.register(socket, zmq.POLLIN)
         while not self._stop.is_set():
@@ -195,6 +199,7 @@ class Control:
 
     def _hear(self) -> bool:
         """Count a handshake that was none; what was said is never read."""
+        assert self._monitor is not None
         try:
             self._monitor.recv_multipart(zmq.DONTWAIT)
         except zmq.Again:
@@ -254,7 +259,8 @@ class Control:
             if not isinstance(ids, list) or len(ids) > 64 or not all(isinstance(id, str) for id in ids):
                 raise SteeringError("renew needs the ids of interventions", reason="bad_request")
             kept = self._steering.renew(ids, request.client)
-            return {"active": [item for item in self._steering.listing() if item["id"] in kept]}
+            ended = {id: self._steering.causes[id] for id in ids if id in self._steering.causes}
+            return {"active": [item for item in self._steering.listing() if item["id"] in kept], "ended": ended}
         if request.op == "release":
             id = request.args.get("intervention")
             released = self._steering.end(id, "released") if isinstance(id, str) else []

@@ -44,6 +44,7 @@ Finder = Callable[[str | None], Sequence[Dictionary]]
 """Installed dictionaries: that of a name, or all of them."""
 _MAX_TEXT: Final = 200
 _MAX_EVENTS: Final = 4096
+_MAX_CAUSES: Final = 256
 _MAX_DIRECTION: Final = 65_536
 NAMES = ("reward", "terminated", "truncated", "episode", "episode_step")
 
@@ -59,6 +60,8 @@ class Steering:
         """What the agent's thread has taken over."""
         self._lock = threading.Lock()
         self._number = 0
+        self.causes: dict[str, str] = {}
+        """Why the last ones ended, by id."""
         self._ids: set[str] = set()
         self._model: nn.Module | None = None
         self._weights_hash = ""
@@ -464,6 +467,11 @@ class Steering:
 
     def _keep(self, acts: Sequence[Act], before: Sequence[Act]) -> None:
         if len(acts) != len(before):
+            for act in before:
+                if act not in acts:
+                    self.causes[act.id] = act.dead
+                    while len(self.causes) > _MAX_CAUSES:
+                        self.causes.pop(next(iter(self.causes)))
             self.counts["ended"] += len(before) - len(acts)
             self.wanted = Force(acts) if acts else None
 

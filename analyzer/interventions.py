@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from interlatent_live.analyzer.writes import Writes
+from interlatent_live.analyzer.writes import Value, Writes
 from interlatent_live.stream.intervention import Effects, Intervention
 
 __all__ = ["EffectRow", "InterventionRow", "decode_intervention", "intervened", "measured"]
@@ -60,7 +60,7 @@ def decode_intervention(row: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def intervened(message: Intervention, writes: Writes) -> None:
     """The row of an intervention, or its end. Twice is once."""
-    key = {"run": message.run, "boot": message.boot, "number": message.number}
+    key: dict[str, Value] = {"run": message.run, "boot": message.boot, "number": message.number}
     told, start = message.told, message.event == "start"
     condition = told.get("condition")
     writes.insert_once(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import getpass
 import logging
 import os
+import re
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -140,12 +141,13 @@ class ControlClient:
         token: str | None = None,
         token_file: str | os.PathLike[str] | None = None,
         keys: KeyRing | None = None,
-        server_key: str = "",
         client: str = "",
         timeout_s: float = 3.0,
+        heard_at: str = "",
     ) -> None:
         """`control`: of the manifest, or an endpoint. `token`, or a file of it (default: the one that the manifest names).
-        `keys`, `server_key`: beyond the loopback; the key must be one that the key ring knows.
+        `keys`: beyond the loopback; the agent's key must be one that it knows. `heard_at`: where the manifest came from, whose
+        host is the agent's where it takes requests on every interface.
 
         Raises SteeringError where secrets are missing.
         """
@@ -155,17 +157,20 @@ class ControlClient:
         self.client = client or f"{getpass.getuser()}@{os.uname().nodename}:{os.getpid()}"
         self._timeout_s = timeout_s
         self._clock: tuple[int, int] | None = None
-        address = connect_address(spec.endpoint)
+        address = _reachable(spec.endpoint, heard_at)
         self._context = zmq.Context()
+        self._monitor: zmq.Socket[bytes] | None = None
         self._socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
         self._socket.linger = 500
         self._socket.setsockopt(zmq.MAXMSGSIZE, 1 << 20)
         keep_alive(self._socket)
         try:
-            if is_loopback(address):
+            if spec.server_key:
+                self._secure(keys or KeyRing(), spec.server_key)
+            elif is_loopback(address):
                 self._socket.plain_username, self._socket.plain_password = USER, self._token.encode()
             else:
-                self._secure(keys or KeyRing(), server_key or spec.server_key)
+                raise SteeringError(f"{address} is another machine's and shows no key: the token is not sent in the clear", reason="keys")
             self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
             self._socket.connect(address)
         except BaseException:
@@ -193,7 +198,9 @@ class ControlClient:
     def close(self) -> None:
         """Close. Twice is once."""
         if not self._socket.closed:
-            self._socket.disable_monitor()
+            if self._monitor is not None:
+                self._socket.disable_monitor()
+                self._monitor.close(linger=0)
             self._socket.close(linger=200)
             self._context.term()
 
@@ -216,22 +223,46 @@ class ControlClient:
             args["direction"] = struct.pack(f"<{len(numbers)}f", *numbers)
         return self._ask("steer", {k: v for k, v in args.items() if v is not None})
 
-    def renew(self, ids: Sequence[str]) -> list[dict[str, Any]]:
-        """Say that the author is still there; those of `ids` that still are in force."""
-        return list(self._ask("renew", {"ids": list(ids)}).get("active", []))
+    def renew(self, ids: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+        """Say that the author is still there; those of `ids` that still are in force, and why others ended, by id."""
+        found = self._ask("renew", {"ids": list(ids)})
+        return list(found.get("active", [])), {str(k): str(v) for k, v in dict(found.get("ended", {})).items()}
 
     def release(self, id: str) -> list[str]:
         """End one intervention; the ids that ended."""
         return list(self._ask("release", {"intervention": id}).get("released", []))
 
+    def release_quietly(self, id: str) -> None:
+        """End it, if it is still there and the agent too."""
+        try:
+            self.release(id)
+        except SteeringError as error:
+            _LOG.debug("not released: %s", error)
+
     def release_all(self) -> list[str]:
-        """End all, by the socket and, on the agent's machine, by a file beside its token as well."""
-        if self._file:
-            try:
-                release_file(self._file).touch(mode=0o600)
-            except OSError as error:
-                _LOG.debug("no release file: %s", error)
-        return list(self._ask("release_all", {}, 0).get("released", []))
+        """End all; the ids that ended. Where the socket does not answer within a second, and the agent is on this machine, by
+        a file beside its token: then which they were is not told."""
+        whole, self._timeout_s = self._timeout_s, min(self._timeout_s, 1.0 if self._file else self._timeout_s)
+        try:
+            return list(self._ask("release_all", {}, 0).get("released", []))
+        except SteeringError:
+            if not self._file or not self._released_by_file(whole):
+                raise
+            return []
+        finally:
+            self._timeout_s = whole
+
+    def _released_by_file(self, timeout_s: float) -> bool:
+        """Put the file there, and see whether the agent takes it away."""
+        file = release_file(self._file)
+        try:
+            file.touch(mode=0o600)
+        except OSError:  # the agent is elsewhere
+            return False
+        end = time.monotonic() + timeout_s
+        while file.exists() and time.monotonic() < end:
+            time.sleep(0.01)
+        return not file.exists()
 
     def list(self) -> list[dict[str, Any]]:
         """What is in force."""
@@ -249,6 +280,7 @@ class ControlClient:
         end = time.monotonic() + self._timeout_s
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
+        assert self._monitor is not None
         poller.register(self._monitor, zmq.POLLIN)
         while (left := end - time.monotonic()) > 0:
             ready = dict(poller.poll(int(left * 1e3) + 1))
@@ -265,6 +297,14 @@ class ControlClient:
                 recv_monitor_message(self._monitor)
                 raise SteeringError("the agent refused the connection: the token or the key is stale, or another's", reason="token")
         raise SteeringError(f"the agent did not answer within {self._timeout_s:g} s; it may have ended", reason="refused")
+
+
+def _reachable(endpoint: str, heard_at: str) -> str:
+    match = re.fullmatch(r"tcp://(?:0\.0\.0\.0|\*|\[::\]):(\d+)", endpoint)
+    heard = connect_address(heard_at) if heard_at and match else ""
+    if match is None or not heard.startswith("tcp://"):
+        return connect_address(endpoint)
+    return connect_address(f"{heard.rpartition(':')[0]}:{match[1]}")
 
 
 def _map(raw: bytes) -> dict[str, Any]:

@@ -126,6 +126,10 @@ class KeyRing:
             private_folder(folder / kind)
         return found
 
+    def has(self, name: str) -> bool:
+        """Whether there is our own 'server' or 'client' key."""
+        return (self.folder / f"{name}.key_secret").exists()
+
     def pair(self, name: str) -> tuple[str, str]:
         """Public and secret key of our 'server' or 'client', Z85. Raises SteeringError."""
         path = self.folder / f"{name}.key_secret"

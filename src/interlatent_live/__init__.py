@@ -64,11 +64,12 @@ if not TYPE_CHECKING:  # a checker that saw this would let every misspelt name p
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         found = getattr(import_module(f"interlatent_live.agent_side.{_HOMES[name]}"), name)
+        if name in ("Tap", "SteeringPolicy"):
+            tap = import_module("interlatent_live.agent_side.tap").Tap
+            tap.find_dictionaries, tap.parse_condition = staticmethod(_dictionaries), staticmethod(_condition)
         if name == "Tap":
             # the agent's side may not know of the processes beside it, so they are handed in here
             found.viewer = _view_beside
-            found.find_dictionaries = staticmethod(_dictionaries)
-            found.parse_condition = staticmethod(_condition)
         if name == "Why":
             found.find = staticmethod(_find_dictionary)
         globals()[name] = found

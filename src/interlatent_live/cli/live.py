@@ -22,6 +22,8 @@ REPLAY_LINGER_S: Final = 30.0
 """How long a replay waits for slow subscribers to fetch the rest."""
 EXAMPLE: Final = Path(__file__).parents[1] / "examples" / "cartpole.mcap"
 """A recording that ships with the package."""
+LANGUAGE_MODEL: Final = "lm"
+"""What stands where a reference agent's name does for a language model."""
 Connect = Annotated[str, typer.Option(help="Where the agent publishes.")]
 Named = Annotated[
     list[str] | None,
@@ -56,7 +58,8 @@ def demo(
     from interlatent_live.demo import Demo
     from interlatent_live.launch import Stop, run_directory
 
-    agent_named(agent)
+    if agent != LANGUAGE_MODEL:
+        agent_named(agent)
     folder = Path() if record and db else run_directory(agent)
     play = Demo(
         agent, folder, seconds, port, record, db, analysis=_named(dictionary, override), open_browser=open_page,
@@ -85,19 +88,49 @@ def run(
     wait: Annotated[float, typer.Option(help="Wait up to so many seconds for a subscriber before the first step.")] = 0.0,
     pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="Render the environment.")] = True,
     seed: Annotated[int, typer.Option(help="Seed of the environment.")] = 0,
+    why: Annotated[bool, typer.Option("--why/--no-why", help="Explain some actions by the dictionary that ships for the agent.")] = True,
+    model: Annotated[Path | None, typer.Option(help="lm: directory of a causal model; default: SmolLM2-135M-Instruct.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="lm: .jsonl or .csv with `text` and labels; default: the prompts that ship, about four topics.")
+    ] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="lm: a prompt; may be repeated.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="lm: NAME=VALUE, on every prompt; may be repeated.")] = None,
+    at: Annotated[list[str] | None, typer.Option("--at", help="lm: tap point; may be repeated. A name alone is both sides.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="lm: tokens to write after each prompt, at most.")] = 48,
+    batch: Annotated[int, typer.Option(help="lm: prompts to run at once.")] = 1,
+    temperature: Annotated[float, typer.Option(help="lm: of sampling; 0 takes the likeliest token.")] = 0.0,
+    chat: Annotated[bool, typer.Option("--chat", help="lm: each prompt as a user's turn, in the model's chat template.")] = False,
+    repeat: Annotated[bool, typer.Option("--repeat", help="lm: begin again after the last prompt.")] = False,
+    steerable: Annotated[bool, typer.Option("--steerable", help="Let `interlatent-live steer` change its features.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a reference agent with a tap in it.
+    """Run a reference agent, or a language model (`lm`), with a tap in it.
 
-    Example: `interlatent-live run cartpole --episodes 20 --fast --record r.mcap`
+    Example: `interlatent-live run cartpole --episodes 20 --fast --record r.mcap`,
+    `interlatent-live run lm --prompt "The engine" --label topic=physics --record lm.mcap`
     """
+    if name == LANGUAGE_MODEL:
+        from .language import run_language_model
+
+        run_language_model(
+            model=model, prompts=prompts, prompt=prompt or (), label=label or (), points=at or (), max_new_tokens=max_new_tokens,
+            batch=batch, temperature=temperature, chat=chat, repeat=repeat, bind=bind, record=record, wait=wait, seconds=seconds, seed=seed,
+            steerable=steerable, as_json=as_json,
+        )  # fmt: skip
+        return
     from interlatent_live.agent_side import rollout
     from interlatent_live.agent_side.agents import agent_named
     from interlatent_live.launch import Stop
+    from interlatent_live.why import why_of
 
     stop = Stop()
     agent = agent_named(name)
-    tap = rollout.make_tap(agent, record=record, endpoint=bind)
+    steering = None
+    if steerable:
+        from interlatent_live import SteeringPolicy
+
+        steering = SteeringPolicy()
+    tap = rollout.make_tap(agent, record=record, endpoint=bind, why=why_of(agent) if why else None, steering=steering)
     with tap:
         if not as_json:
             err.print(f"{name} publishes on {tap.endpoint}; `interlatent-live watch {tap.endpoint}` shows it", soft_wrap=True)
