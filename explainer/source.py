@@ -204,10 +204,14 @@ class Source:
             if dictionary is None or manifest is None:
                 return False
             subject = Subject(dictionary, manifest, section)
-            if self.subject is None or subject.key != self.subject.key:
+            afresh = self.subject is None or subject.key != self.subject.key
+            if afresh:
                 self._reset(subject)
             self.subject = subject
             self._sections = {b.boot: self._alike(b, subject) for b in self._boots}
+            first = self.reader.batch_at(section.boot, section.first_seq) if afresh and section.reason == "swap" else None
+            if first is not None and self._sections[section.boot] == [section.id]:
+                self._cursor[section.boot] = first.id - 1  # it was not there before, and what happened then has been told
             self._boots_alike()
         else:
             self.subject = Subject(self.subject.dictionary, self.subject.manifest, section)

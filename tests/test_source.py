@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.explained import Run
+from tests.test_swap import fed
 
 from interlatent_live.explainer.source import Source
 
@@ -28,6 +29,16 @@ def test_reads_what_is_new_and_keeps_the_split(tmp_path: Path) -> None:
     assert after.table.features.counts()[3:5].tolist() == [0, 500]
     source.close()
     run.close()
+
+
+def test_a_dictionary_that_was_swapped_in_is_read_from_its_first_frame_on(tmp_path: Path) -> None:
+    fed(tmp_path / "r.db", swap_at=23)
+    source = Source(tmp_path / "r.db")
+    pieces = source.pull()
+    assert sum(len(p) for p in pieces) == 370
+    assert source.subject is not None
+    assert (source.subject.dictionary.name, source.subject.section.first_seq) == ("learned", 230)
+    source.close()
 
 
 def test_memory_is_bounded_and_held_out_episodes_stay_so(tmp_path: Path) -> None:
