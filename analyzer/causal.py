@@ -22,11 +22,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from interlatent_live.analyzer.dictionary import Dictionary
 from interlatent_live.analyzer.paired import Interval
 from interlatent_live.stream.errors import DictionaryError
+
+if TYPE_CHECKING:  # the explainer reads the file without torch
+    from interlatent_live.analyzer.dictionary import Dictionary
 
 __all__ = ["FILE", "CausalEffects", "FeatureEffect", "effects_of", "load_effects", "save_effects"]
 

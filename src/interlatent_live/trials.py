@@ -96,13 +96,18 @@ class AgentTrials(AgentRollouts):
         self.outcome = outcome_of(chosen, outcome)
         super().__init__(chosen, input_point, output_point)
 
+    @property
+    def together(self) -> bool:
+        """Whether all episodes of an arm are stepped at once."""
+        return self._agent.make_batch is not None and self._agent.sample is not None and self.outcome.read is None
+
     def trial(self, splice: Splice | None, seeds: Sequence[int], *, max_steps: int | None = None, keep: bool = False) -> Trial:
         """One episode for each seed, of at most `max_steps`; `keep`: with the activations met."""
         before = torch.get_num_threads()
         torch.set_num_threads(1)
         self._splice = splice
         try:
-            if self._agent.make_batch is not None and self._agent.sample is not None and self.outcome.read is None:
+            if self.together:
                 return self._together(seeds, max_steps or LIMIT, keep)
             return self._one_by_one(seeds, max_steps, keep)
         finally:
