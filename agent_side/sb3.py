@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
     from stable_baselines3.common.vec_env import VecEnv
 
+    from interlatent_live.agent_side.attribution import Why
+
 __all__ = ["TapCallback"]
 
 _LOG = logging.getLogger(__name__)
@@ -85,6 +87,7 @@ class TapCallback(BaseCallback):
         observation_names: Sequence[str] = (),
         action_names: Sequence[str] = (),
         queue_bytes: int = 64 << 20,
+        why: Why | None = None,
         verbose: int = 0,
     ) -> None:
         """`points`: modules of `model.policy`, as `il.points(model.policy)` lists them. `envs`: which environments of
@@ -109,6 +112,7 @@ class TapCallback(BaseCallback):
             "agent": agent,
             "action_names": tuple(action_names),
             "queue_bytes": queue_bytes,
+            "why": why,
         }
         self._keep = False
         self._open = False

@@ -491,3 +491,30 @@ def test_the_page_in_the_documents_runs(tmp_path: Path, monkeypatch: pytest.Monk
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         exec(compile(block, "sb3.md", "exec"), names)
     assert [Recorded(tmp_path / f"{name}.mcap").bye.produced for name in ("ppo", "long", "trained")] == [4_096, 4_096, 500]
+
+
+def test_a_policy_that_learns_says_why(tmp_path: Path) -> None:
+    from interlatent_live.agent_side.scores import sum_of_parts
+    from interlatent_live.analyzer.dictionary import Dictionary, DictionaryConfig
+    from interlatent_live.stream.attribution import Attribution
+
+    point = "mlp_extractor.policy_net.1:out"
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"W_enc": (64, 32), "b_enc": (32,), "W_dec": (32, 64), "b_dec": (64,)}
+    tensors = {name: torch.randn(*shape, generator=generator) * 0.2 for name, shape in shapes.items()}
+    dictionary = Dictionary(DictionaryConfig("learning", "topk", 64, 64, 32, point, point, k=4), tensors)
+
+    def learn(why: il.Why | None, name: str) -> PPO:
+        model = PPO("MlpPolicy", "CartPole-v1", n_steps=64, batch_size=64, n_epochs=1, seed=0, device="cpu")
+        model.learn(256, callback=TapCallback(points=[point], endpoint="", record=tmp_path / name, why=why))
+        return model
+
+    plain, told = learn(None, "plain.mcap"), learn(il.Why(dictionary, rate_hz=1e6, share=1.0), "told.mcap")
+    found = [m for m in Recording(tmp_path / "told.mcap").messages() if isinstance(m, Attribution)]
+    assert found
+    assert {m.kind for m in found} == {"logits"}
+    for m in found:
+        np.testing.assert_allclose(sum_of_parts(m), m.total, atol=1e-5)
+        assert m.chosen in (0, 1)
+    for one, other in zip(plain.policy.parameters(), told.policy.parameters(), strict=True):
+        assert torch.equal(one, other), "training is bit-equal with and without"

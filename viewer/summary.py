@@ -139,6 +139,8 @@ _STATUS: Final[Mapping[str, tuple[str, str]]] = {
     "extra_forwards": ("extra forwards", ""),
     "autoreset_rows": ("autoreset rows", ""),
     "silent_points": ("silent tap points", ""),
+    "why_us_median": ("why this action, each", "µs"),
+    "why_failures": ("actions not explained", ""),
 }
 
 
@@ -156,6 +158,10 @@ def vitals(ledger: LedgerRow | None, non_finite: int = 0) -> list[dict[str, str]
         value = _number(ledger.status.get(key))
         if value:
             found.append({"name": name, "value": quantity(value, unit)})
+    share = _number(ledger.status.get("why_share"))
+    if share:
+        about = "part of the agent's time that explaining its actions takes; bounded by il.Why(share=…)"
+        found.append({"name": "why this action, share", "value": quantity(100 * share, "%", 2), "about": about})
     if non_finite:
         about = "frames whose activations held NaN or infinity: kept, but not encoded"
         found.append({"name": "non-finite frames", "value": number(non_finite), "kind": "bad", "about": about})
