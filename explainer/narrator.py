@@ -77,6 +77,8 @@ class Mention:
     """Fraction of all frames."""
     holds: float | None
     """Fraction of those frames of the last second in which it is active and its rule holds."""
+    effect: str | None = None
+    """What changing it does, where that was measured: see explainer.causes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +107,10 @@ class Line:
 class Narrator:
     """Follows one environment of one subject."""
 
-    def __init__(self, subject: Subject, env: int = 0) -> None:
+    def __init__(self, subject: Subject, env: int = 0, effects: Mapping[int, str] | None = None) -> None:
+        """`effects`: feature to what changing it does, in words."""
         self.subject, self.env = subject, env
+        self._effects = effects or {}
         n = subject.dictionary.features
         self._pieces: deque[tuple[Piece, npt.NDArray[np.int64]]] = deque()
         self._active, self._frames = np.zeros(n), 0.0
@@ -294,6 +298,7 @@ class Narrator:
         seq = piece.first_seq + row if seq is None else seq
         parts = [head] if head else []
         parts += [", ".join(_words(m) for m in mentions[:_SPOKEN])] if mentions else []
+        parts += [m.effect for m in mentions[:1] if m.effect and m.label]
         if self._withheld and kind != "drift":
             parts.append(f"nothing is said of features: {self._withheld}")
         if action:
@@ -314,7 +319,7 @@ class Narrator:
             explanation=current.id if current is not None else None, score=_known(interval.mean) if interval else None,
             low=_known(interval.low) if interval else None, high=_known(interval.high) if interval else None,
             share=float(np.nan_to_num(last[feature])), usual=_known(float(usual[feature])),
-            holds=self._holds(current, frames) if current is not None and spoken_of else None,
+            holds=self._holds(current, frames) if current is not None and spoken_of else None, effect=self._effects.get(feature),
         )  # fmt: skip
 
     def _holds(self, current: Current, frames: Frames) -> float | None:

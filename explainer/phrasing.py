@@ -55,7 +55,7 @@ class Facts:
         features = [
             {
                 "name": m.name, "stands_for": m.label, "held_out_score": _short(m.score), "percent_of_frames_active": _percent(m.share),
-                "usually_percent": _percent(m.usual),
+                "usually_percent": _percent(m.usual), "measured_effect": m.effect,
             }
             for m in line.features
         ]  # fmt: skip

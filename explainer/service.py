@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from interlatent_live.analyzer.writes import Writes
+from interlatent_live.explainer.causes import causes
 from interlatent_live.explainer.explaining import Current, Explaining
 from interlatent_live.explainer.narrator import Line, Narrator
 from interlatent_live.explainer.notebook import Notebook
@@ -187,7 +188,7 @@ class Service:
         shipped = find_shipped(subject)
         if shipped is not None:
             self._explaining.adopt(shipped.explanations, shipped.made_from, shipped.weights_hash, shipped.evidence_hash)
-        self._narrator = Narrator(subject)
+        self._narrator = Narrator(subject, effects=causes(subject))
         self._narrator.learn(self._explaining.current)
         self._queue, self._fresh, self._drift_seen = [], None, 0
         self._began_at = self._checked_at = time.monotonic()
