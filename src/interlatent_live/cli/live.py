@@ -34,6 +34,11 @@ Override = Annotated[
     typer.Option(help="Use this dictionary though it is of other weights; rows are marked. NAME=INPUT,OUTPUT: at these tap points."),
 ]
 
+SaveClips = Annotated[
+    bool | None,
+    typer.Option("--clips/--no-clips", help="Save the 30 s before an alarm as a recording beside the database. Default: of a stream."),
+]
+
 
 @app.command()
 def demo(
@@ -164,10 +169,7 @@ def analyze(
     seconds: Annotated[float | None, typer.Option(help="End after so many seconds from the first frame.")] = None,
     neurons: Annotated[bool, typer.Option("--neurons", help="Take the neurons as features, whatever dictionary matches.")] = False,
     override: Override = None,
-    clips: Annotated[
-        bool | None,
-        typer.Option("--clips/--no-clips", help="Save the 30 s before an alarm as a recording beside the database. Default: of a stream."),
-    ] = None,
+    clips: SaveClips = None,
     stay: Annotated[bool, typer.Option("--stay", help="Stay after the agent's farewell, for its next start.")] = False,
     follow: Annotated[
         Path | None,
@@ -233,6 +235,7 @@ def watch(
     db: Annotated[Path | None, typer.Option(help="Where the analysis goes; default: a new folder below runs/.")] = None,
     dictionary: Named = None,
     override: Override = None,
+    clips: SaveClips = None,
     run_name: Annotated[str | None, typer.Option("--run", help="Watch this run only; default: the first that appears.")] = None,
     port: Annotated[int, typer.Option(help="Port of the page; 0 takes a free one.")] = DEFAULT_PORT,
     open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = False,
@@ -257,12 +260,18 @@ def watch(
         print_line({"url": url, "db": str(goes_to)}, as_json, f"the page is at {url}; the analysis goes to {goes_to}")
 
     door = ["--connect", source, "--stay"] if live else ["--recording", source]
-    _serve(goes_to, port, open_page, ready, [*door, *(["--run", run_name] if run_name else []), *_named(dictionary, override)])
+    more = [*(["--run", run_name] if run_name else []), *_named(dictionary, override), *_clips(clips)]
+    _serve(goes_to, port, open_page, ready, [*door, *more])
 
 
 def _named(dictionary: list[str] | None, override: list[str] | None) -> list[str]:
     """The same options for the analyzer's process."""
     return [word for d in dictionary or () for word in ("--dictionary", d)] + [word for o in override or () for word in ("--override", o)]
+
+
+def _clips(clips: bool | None) -> list[str]:
+    """The same."""
+    return [] if clips is None else ["--clips" if clips else "--no-clips"]
 
 
 def _serve(db: Path, port: int, open_page: bool, ready: Callable[[str], None], analyze: list[str] | None) -> None:
