@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 from bench.synthetic import Synthetic
+from safetensors import safe_open
 from tests.test_service import Agent
 
 from interlatent_live.analyzer.announcement import announced
@@ -257,15 +258,17 @@ def test_killed_it_leaves_no_artifact_and_goes_on_from_its_checkpoint(tmp_path: 
         with cli(agent.endpoint, target) as process:
             until(checkpoint_path(target).exists)
             process.kill()
+        with safe_open(checkpoint_path(target), framework="pt") as file:
+            reached = int(file.metadata()["step"])
         assert not target.exists()
         step = 0
         with cli(agent.endpoint, target) as process:
-            until(lambda: ready(target) or process.poll() is not None)
+            until(lambda: (ready(target) and (announced(tmp_path) or {}).get("pid") == process.pid) or process.poll() is not None)
             news = announced(tmp_path)
             step = news["step"] if news else 0
             process.terminate()
             _, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors
-    assert step > 100  # ten seconds of the first run
+    assert step >= reached > 0
     assert not checkpoint_path(target).exists()
     assert load(target).card is not None
