@@ -303,7 +303,7 @@ class Steering:
         """Note what actions are like; on the sender's thread."""
         if self._gauge is not None:
             action = batch.columns.get("action")
-            self._gauge.discrete = action is not None and action.dtype.kind in "iu" and action.ndim == 1
+            self._gauge.discrete = action is not None and action.dtype.kind in "iu" and math.prod(action.shape[1:]) == 1
             self._gauge.spread.add(batch)
 
     # on the agent's thread
