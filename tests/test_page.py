@@ -114,7 +114,7 @@ def test_served_at_root_on_this_machine_only(tmp_path: Path) -> None:
     serve(tmp_path / "none.db", port=0, stop=stop, on_ready=urls.append)
     out, _ = asked[0].communicate()
     assert out.split() == ["200", urls[0], "False", "True"], "at the root, with nothing from elsewhere"
-    with pytest.raises(EndpointError, match="forward the port"):
+    with pytest.raises(EndpointError, match=r"forward the port .* --token-file"):
         serve(tmp_path / "none.db", address="0.0.0.0", port=0)
 
 

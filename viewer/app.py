@@ -1,4 +1,4 @@
-"""Serving the page: Bokeh's server in code, at `/`, on the loopback interface, with all of its scripts from this machine."""
+"""Serving the page: Bokeh's server in code, at `/`, with all of its scripts from this machine; on loopback unless there is a token."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import errno
 import logging
 import socket
 import webbrowser
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +17,7 @@ from bokeh.settings import settings
 from tornado.ioloop import IOLoop, PeriodicCallback
 
 from interlatent_live.stream.errors import EndpointError, EndpointInUse
+from interlatent_live.viewer.access import Access
 from interlatent_live.viewer.hub import Hub
 from interlatent_live.viewer.offer import Starter
 from interlatent_live.viewer.page import application
@@ -25,7 +26,6 @@ __all__ = ["DEFAULT_PORT", "serve"]
 
 log = logging.getLogger(__name__)
 DEFAULT_PORT: Final = 5580
-_LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 _STOP_MS: Final = 100
 
 
@@ -39,6 +39,8 @@ def serve(
     *,
     port: int = DEFAULT_PORT,
     address: str = "127.0.0.1",
+    token_file: Path | None = None,
+    origins: Sequence[str] = (),
     open_browser: bool = False,
     stop: Callable[[], bool] = lambda: False,
     on_ready: Callable[[str], None] = lambda url: None,
@@ -47,11 +49,12 @@ def serve(
     """Serve the page of a database, which may appear later, until `stop()`. `port` 0 takes a free one; `on_ready` gets the URL.
     `starter`: what the page's button to learn a dictionary calls; without it there is no button.
 
-    Raises EndpointInUse where the port is taken, and EndpointError for an address beyond this machine: the page has no
-    authentication of its own.
+    `token_file`, `origins`: what an address beyond this machine needs: see `Access`.
+
+    Raises EndpointInUse where the port is taken, and EndpointError for an address beyond this machine without a token, saying
+    what would be safe.
     """
-    if address not in _LOOPBACK:
-        raise EndpointError(f"address {address!r} is not of this machine; serve on 127.0.0.1 and forward the port, e.g. by ssh -L")
+    access = Access.decide(address, port, token_file, origins)
     settings.resources = "server"
     logging.getLogger("bokeh.server.views.ws").addFilter(_closed_tab)
     try:
@@ -69,12 +72,12 @@ def serve(
         server = Server(
             {"/": Application(handler)}, io_loop=loop, port=port, address=address, num_procs=1,
             check_unused_sessions_milliseconds=2_000, unused_session_lifetime_milliseconds=15_000,
-            keep_alive_milliseconds=10_000,
+            keep_alive_milliseconds=10_000, **access.options(),
         )  # fmt: skip
     except OSError as error:
         loop.close()
         raise EndpointError(f"the page cannot be served at {address}:{port}: {error.strerror}") from error
-    url = f"http://{address}:{server.port}/"
+    url = f"http://{f'[{address}]' if ':' in address else address}:{server.port}/"
 
     def check() -> None:
         if stop():

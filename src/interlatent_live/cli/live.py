@@ -215,17 +215,25 @@ def view(
     db: Annotated[Path, typer.Option(help="The database to show; it may appear later.")],
     port: Annotated[int, typer.Option(help="Port of the page; 0 takes a free one.")] = DEFAULT_PORT,
     connect: Annotated[str | None, typer.Option(help="Analyse this live stream into the database as well.")] = None,
+    address: Annotated[str, typer.Option(help="Address to serve at; beyond this machine with --token-file only.")] = "127.0.0.1",
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with the token that a browser has to show; only its owner may read it.")
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None, typer.Option(help="Host and port as browsers will name this page; may be repeated.")
+    ] = None,
     open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show a database as a live page on this machine.
+    """Show a database as a live page, on this machine or, with a token, to others.
 
     Example: `interlatent-live view --db r.db --port 5580`
     """
     def ready(url: str) -> None:
         print_line({"url": url}, as_json, f"the page is at {url}")
 
-    _serve(db, port, open_page, ready, ["--connect", connect, "--stay"] if connect else None)
+    door = {"address": address, "token_file": token_file, "origins": allow_origin or ()}
+    _serve(db, port, open_page, ready, ["--connect", connect, "--stay"] if connect else None, door)
 
 
 @app.command()
@@ -274,7 +282,9 @@ def _clips(clips: bool | None) -> list[str]:
     return [] if clips is None else ["--clips" if clips else "--no-clips"]
 
 
-def _serve(db: Path, port: int, open_page: bool, ready: Callable[[str], None], analyze: list[str] | None) -> None:
+def _serve(
+    db: Path, port: int, open_page: bool, ready: Callable[[str], None], analyze: list[str] | None, door: dict[str, Any] | None = None
+) -> None:
     """The page of `db`, with an analyzer beside it that is started again if it dies, and an explainer; all end with this process."""
     from interlatent_live.launch import Child, Stop
     from interlatent_live.viewer.app import serve
@@ -306,7 +316,7 @@ def _serve(db: Path, port: int, open_page: bool, ready: Callable[[str], None], a
         return bool(failed) or stop()
 
     try:
-        serve(db, port=port, open_browser=open_page, stop=stopped, on_ready=ready, starter=start)
+        serve(db, port=port, open_browser=open_page, stop=stopped, on_ready=ready, starter=start, **(door or {}))
     finally:
         for child in (explainer, analyzer, learner):
             if child is not None:

@@ -1,0 +1,199 @@
+"""Who may look: nobody but this machine, unless there is a token, which a browser shows once and keeps in a signed cookie.
+
+Beyond loopback three things are asked for together: the token (a file that only its owner can read), signed sessions and
+cookies, whose key is made anew with every start, and a list of origins from which a page may open its socket. Traffic is not
+encrypted: outside a network of one's own, put a TLS proxy or `ssh -L` before it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import html
+import ipaddress
+import secrets
+import stat
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from bokeh.server.auth_provider import AuthProvider
+from tornado.web import RequestHandler
+
+from interlatent_live.stream.errors import EndpointError
+
+__all__ = ["LOOPBACK", "Access", "origins_of", "read_token"]
+
+LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
+MIN_TOKEN: Final = 16
+COOKIE: Final = "interlatent-live"
+_ATTEMPTS: Final = 10
+"""Wrong tokens a minute, from all addresses together; further ones wait."""
+_PAGE: Final = """<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark"><title>Interlatent Live</title><style>
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 420px; margin: 18vh auto; padding: 0 20px; }}
+input, button {{ font: inherit; padding: 8px 12px; width: 100%; box-sizing: border-box; margin-top: 8px; }}
+[role=alert] {{ font-weight: 600; }}
+</style></head><body><h1>Interlatent Live</h1><p>This page shows an agent to those who hold its token.</p>
+<form method="post" action="?next={next}"><label>Token
+<input name="token" type="password" autocomplete="current-password" autofocus required></label>
+<button>Open</button></form><p role="alert">{said}</p></body></html>"""
+
+
+def read_token(path: Path) -> str:
+    """The token in a file. Raises EndpointError where it is missing, short, or readable by others than its owner."""
+    make = f"make one: (umask 077; openssl rand -hex 24 > {path})"
+    try:
+        mode, token = path.stat().st_mode, path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise EndpointError(f"the token file {path} cannot be read: {error.strerror}; {make}") from error
+    except UnicodeDecodeError as error:
+        raise EndpointError(f"the token file {path} holds bytes that are no text; {make}") from error
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise EndpointError(f"the token file {path} can be read by others (mode {stat.S_IMODE(mode):o}); run: chmod 600 {path}")
+    if len(token) < MIN_TOKEN:
+        raise EndpointError(f"the token in {path} has {len(token)} characters; it needs {MIN_TOKEN} at least; {make}")
+    return token
+
+
+def origins_of(origins: Sequence[str], address: str, port: int) -> list[str]:
+    """Hosts with ports, as browsers name them, from which a socket may be opened. Raises EndpointError for what is no origin."""
+    found = [] if address in ("0.0.0.0", "::") or not port else [_host(address, port)]
+    for origin in origins:
+        parts = urlsplit(origin if "//" in origin else f"//{origin}")
+        if "*" in origin or not parts.hostname or parts.path not in ("", "/"):
+            raise EndpointError(f"{origin!r} is no origin: give a host and port as a browser shows them, e.g. robot.local:5580")
+        given = parts.port or {"http": 80, "https": 443}.get(parts.scheme, port)
+        found.append(_host(parts.hostname, given))
+        if given in (80, 443):
+            found.append(f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname)  # browsers leave the default port out
+    return found
+
+
+def _host(name: str, port: int) -> str:
+    return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
+
+
+@dataclass(frozen=True)
+class Access:
+    """What the server is told: who may look and from where."""
+
+    token: str | None
+    origins: tuple[str, ...]
+
+    @classmethod
+    def decide(cls, address: str, port: int, token_file: Path | None, origins: Sequence[str]) -> Access:
+        """Loopback needs nothing; any other address needs a token and the names under which browsers will reach it.
+
+        Raises EndpointError with the command that would be safe.
+        """
+        token = None if token_file is None else read_token(token_file)
+        here = address in LOOPBACK or _is_loopback(address)
+        everywhere = address in ("0.0.0.0", "::")
+        if (token is None and (not here or origins)) or (everywhere and not origins):
+            lacks = "has no token" if token is None else "needs the names under which browsers reach it"
+            at = address if not here else f"{address} for {', '.join(origins)}"
+            wide, port = address if not here else "0.0.0.0", port or 5580
+            raise EndpointError(
+                f"the page would be served beyond this machine, at {at}, and {lacks}. Either forward the port (ssh -L "
+                f"{port}:127.0.0.1:{port} this-host), or: (umask 077; openssl rand -hex 24 > page.token) && interlatent-live view "
+                f"--db run.db --address {wide} --port {port} --token-file page.token --allow-origin this-host:{port}"
+            )
+        if not here and not port:
+            raise EndpointError(f"beyond this machine the page needs a port that browsers can name; give one, e.g. --port {5580}")
+        return cls(token, () if here and not origins else tuple(origins_of(origins, address, port)))
+
+    def options(self) -> dict[str, Any]:
+        """For bokeh.server.server.Server."""
+        extra: dict[str, Any] = {"allow_websocket_origin": list(self.origins)} if self.origins else {}
+        if self.token is None:
+            return extra
+        key = secrets.token_hex(32)
+        return extra | {
+            "auth_provider": _Provider(self.token), "sign_sessions": True, "secret_key": key.encode(),
+            "cookie_secret": secrets.token_hex(32), "include_headers": [], "include_cookies": [],
+        }  # fmt: skip
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
+class _Provider(AuthProvider):
+    """A token, once; then a cookie that this server has signed."""
+
+    def __init__(self, token: str) -> None:
+        self._wrong: deque[float] = deque(maxlen=_ATTEMPTS)
+        provider = self
+
+        class Login(RequestHandler):
+            """Where a browser shows its token: a form, or `?token=` in a link, which is then taken out of the address."""
+
+            def set_default_headers(self) -> None:
+                self.set_header("Referrer-Policy", "no-referrer")
+                self.set_header("Cache-Control", "no-store")
+                self.set_header("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'")
+
+            async def get(self) -> None:
+                self._form("")
+
+            async def post(self) -> None:
+                if await provider.right(self.get_body_argument("token", ""), token):
+                    secure = self.request.protocol == "https"
+                    self.set_signed_cookie(COOKIE, "1", expires_days=1, httponly=True, samesite="Strict", secure=secure)
+                    self.redirect(_inside(self.get_query_argument("next", "/")))
+                else:
+                    self.set_status(403)
+                    self._form("That is not the token.")
+
+            def _form(self, said: str) -> None:
+                where = html.escape(_quoted(_inside(self.get_query_argument("next", "/"))))
+                self.finish(_PAGE.format(next=where, said=html.escape(said)))
+
+        self._login = Login
+        super().__init__()
+
+    async def right(self, given: str, token: str) -> bool:
+        """Whether a token is right; wrong ones, when many, are answered ever more slowly."""
+        now = time.monotonic()
+        if len(self._wrong) == _ATTEMPTS and now - self._wrong[0] < 60:
+            await asyncio.sleep(3.0)
+        if hmac.compare_digest(given.encode(), token.encode()):
+            return True
+        self._wrong.append(now)
+        return False
+
+    @property
+    def get_user(self) -> Any:
+        """From a request: who it is, or None."""
+        return lambda handler: handler.get_signed_cookie(COOKIE, max_age_days=1)
+
+    @property
+    def login_url(self) -> str:
+        """Where those without a cookie are sent."""
+        return "/login"
+
+    @property
+    def login_handler(self) -> type[RequestHandler]:
+        """What answers there."""
+        return self._login
+
+
+def _inside(path: str) -> str:
+    """A place on this server, whatever a link said."""
+    parts = urlsplit(path)
+    return path if path.startswith("/") and not path.startswith(("//", "/\\")) and not parts.netloc else "/"
+
+
+def _quoted(path: str) -> str:
+    from urllib.parse import quote
+
+    return quote(path, safe="/")
