@@ -31,7 +31,7 @@ def said(found: AttributionRow | None, age_s: float | None = 0.0, labels: dict[i
 
 def test_actions_with_the_parts_of_their_scores() -> None:
     panel = said(row(), 0.0, {17: "cart left of centre"})
-    assert (panel["state"], panel["unit"]) == ("shown", "logits")
+    assert (panel["state"], panel["unit"]) == ("shown", "frame 1 · logits")
     left, right = panel["actions"]
     p = np.exp([-1.0, 2.5]) / np.exp([-1.0, 2.5]).sum()
     assert (left["name"], left["value"], left["chosen"]) == ("left", f"{100 * p[0]:.0f}\u202f%", False)
@@ -63,9 +63,9 @@ def test_means_and_q_values_keep_their_signs() -> None:
     assert [a["value"] for a in panel["actions"]] == ["−1.00", "+2.50"]
     assert [a["bar"] for a in panel["actions"]] == [-0.4, 1.0]
     assert all(a["signed"] and not a["chosen"] for a in panel["actions"])
-    assert said(row(kind="q"))["unit"] == "Q-values"
+    assert said(row(kind="q"))["unit"] == "frame 1 · Q-values"
     some = said(row(action_count=200, actions=np.array([3, 150], "<i4"), chosen=150, names=("", "")))
-    assert some["unit"] == "logits of 2 of 200 actions"
+    assert some["unit"] == "frame 1 · logits of 2 of 200 actions"
     assert [a["name"] for a in some["actions"]] == ["action 3", "action 150"]
     assert [a["value"] for a in some["actions"]] == ["−1.00", "+2.50"], "probabilities of some of the actions would be another thing"
 

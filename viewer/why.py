@@ -51,7 +51,7 @@ def why(
     earlier = "" if age_s is None or age_s <= 0 else quantity(round(1e3 * age_s), "ms") if age_s < 1 else duration(age_s)
     earlier = earlier and f"{earlier} earlier"
     said = f"{kind}s" if whole else f"{kind}s of {len(row.names)} of {row.action_count} actions"
-    said = f"{earlier} · {said}" if earlier else said
+    said = f"{earlier or f'frame {row.seq}'} · {said}"
     note = f"stale: {earlier}" if stale else ""
     return {"state": "stale" if stale else "shown", "note": note, "unit": said, "reason": "", "code": "", "actions": actions}
 
