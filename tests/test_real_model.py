@@ -84,11 +84,12 @@ def test_a_real_model_words_a_line_or_the_template_stands(served: tuple[str, str
     run.write(2, steps=250)
     configuration = Configuration(url, model, "", timeout_s=ANSWER_S, deadline_s=ANSWER_S, concurrency=1)
     service = Service(tmp_path / "r.db", asker=configuration.make)
+    service.step()
+    service._checked_at = 1e12  # nothing but the wording is asked for
     said: dict[str, object] = {}
     try:
         deadline = time.monotonic() + ANSWER_S + 30
         while time.monotonic() < deadline:
-            run.write(1, steps=250)
             service.step()
             assert service._asker is not None
             said = dict(service._asker.status)
@@ -101,7 +102,7 @@ def test_a_real_model_words_a_line_or_the_template_stands(served: tuple[str, str
     with Pages(tmp_path / "r.db") as pages:
         lines = pages.narration("b0", limit=1_000)
     print(json.dumps({"status": said, "wordings": [(n.text, n.wording) for n in lines if n.wording]}, indent=1))
-    assert service.report.lines >= 2
+    assert service.report.lines >= 1
     assert all(n.text for n in lines)
     assert service.report.worded or said["failures"]
     assert not set(said["failures"]) & {"unreachable", "unauthorised", "rate_limited"}  # type: ignore[call-overload]
