@@ -591,7 +591,7 @@ def _told(act: Act) -> dict[str, Any]:
 
 
 def _added(y: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
-    moved = y + change.to(y)
+    moved = y + (change if change.dtype == y.dtype and change.device == y.device else change.to(y))
     if len(y) == 1:
         return moved
     return torch.where((change != 0).any(dim=1, keepdim=True).to(y.device), moved, y)
