@@ -314,6 +314,43 @@ class Reader:
             return []
         return self._select(TokenRow, "tokens WHERE boot = ? AND prompt = ? ORDER BY position LIMIT ?", boot, prompt, limit)
 
+    def vocabulary(self) -> list[tuple[str, int, str]]:
+        """(boot, token, text) of every token that was seen."""
+        rows = self._rows("SELECT boot, token, text FROM vocabulary ORDER BY boot, token") if self._table("vocabulary") else []
+        return [(str(boot), int(token), str(text)) for boot, token, text in rows]
+
+    def episode_keys(self, boot: str) -> list[tuple[int, int]]:
+        """(environment, episode) of a boot, in the order in which they began."""
+        rows = self._rows("SELECT env, episode FROM episodes WHERE boot = ? ORDER BY first_seq, env", boot)
+        return [(int(env), int(episode)) for env, episode in rows]
+
+    def extent_of(self, boot: str, env: int, episode: int) -> tuple[int, int]:
+        """Frames [first, next) between which those of an episode lie."""
+        sql = "SELECT first_seq, last_seq + 1 FROM episodes WHERE boot = ? AND env = ? AND episode = ?"
+        row = self._first(sql, boot, env, episode)
+        return (int(row[0]), int(row[1])) if row else (0, 1 << 62)
+
+    def language(self) -> dict[str, Any] | None:
+        """Of a language model: prompts, tokens and labels, as plain data; None for an agent."""
+        if not self._table("tokens"):
+            return None
+        sql = "SELECT count(*), count(DISTINCT token), sum(special), sum(generated), avg(logprob) FROM tokens"
+        tokens, distinct, special, generated, logprob = self._first(sql)
+        if not tokens:
+            return None
+        labels = self._rows(
+            "SELECT j.key, j.value, count(*) FROM prompts p, json_each(p.labels) j GROUP BY j.key, j.value ORDER BY j.key, 3 DESC, j.value"
+        )
+        by_name: dict[str, dict[str, int]] = {}
+        for name, value, count in labels:
+            values = by_name.setdefault(str(name), {})
+            if len(values) < 20:
+                values[str(value)] = int(count)
+        return {
+            "prompts": self._first("SELECT count(*) FROM prompts")[0], "tokens": tokens, "distinct_tokens": distinct,
+            "special_tokens": special, "written_tokens": generated, "mean_logprob": logprob, "labels": by_name,
+        }  # fmt: skip
+
     def words(self, boot: str, tokens: Sequence[int]) -> dict[int, bytes]:
         """The text of some tokens as UTF-8 bytes, which may be a part of a character; see `stream.prompt.pieces`."""
         found: dict[int, bytes] = {}
@@ -355,6 +392,7 @@ class Reader:
                     row.boot: {"produced": row.produced, "received": row.received, "analyzed": row.analyzed}
                     for row in self._select(LedgerRow, "ledger ORDER BY boot")
                 },
+                **({} if (language := self.language()) is None else {"language": language}),
                 "bytes": self.path.stat().st_size if self.path.exists() else 0,
             }
 

@@ -31,11 +31,12 @@ if TYPE_CHECKING:
     from interlatent_live.analyzer.dictionary import Dictionary
     from interlatent_live.analyzer.run import Run
     from interlatent_live.analyzer.run import open_run as open
+    from interlatent_live.tokens import tokens
     from interlatent_live.stream.condition import Condition
 
     __version__: str
 
-__all__ = ["Metric", "Run", "SteeringPolicy", "Tap", "Transition", "Why", "__version__", "onnx", "open", "points", "watch"]
+__all__ = ["Metric", "Run", "SteeringPolicy", "Tap", "Transition", "Why", "__version__", "onnx", "open", "points", "tokens", "watch"]
 
 _HOMES = {
     "Metric": "metrics",
@@ -58,6 +59,9 @@ if not TYPE_CHECKING:  # a checker that saw this would let every misspelt name p
             return version("interlatent-live")
         if name == "onnx":
             return import_module("interlatent_live.onnx")
+        if name == "tokens":
+            globals()[name] = import_module("interlatent_live.tokens").tokens
+            return globals()[name]
         if name in _READING:
             globals()[name] = getattr(import_module("interlatent_live.analyzer.run"), _READING[name])
             return globals()[name]
