@@ -40,7 +40,7 @@ class World:
         run.close()
         self.path = path
         self.server = LanguageModel()
-        self.options = {"timeout_s": 0.6, **options}
+        self.options = {"timeout_s": 20.0, **options}
         self.notebook = Notebook(path)
         source = Source(path)
         while source.pull():
@@ -57,7 +57,7 @@ class World:
     def make(self) -> Asker:
         return Configuration(self.server.url, "toy", KEY, **self.options).make(self.notebook)
 
-    def ask(self, answer: Answering | None = None, seconds: float = 8.0) -> None:
+    def ask(self, answer: Answering | None = None, seconds: float = 40.0) -> None:
         """Offer, and collect until nothing is open."""
         if answer is not None:
             self.server.answer = answer
@@ -84,6 +84,12 @@ class World:
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
     with contextlib.closing(World(tmp_path / "r.db")) as made:
+        yield made
+
+
+@pytest.fixture
+def hasty(tmp_path: Path) -> Iterator[World]:
+    with contextlib.closing(World(tmp_path / "r.db", timeout_s=0.6)) as made:
         yield made
 
 
@@ -192,15 +198,15 @@ def no_secret(world: World, caplog: pytest.LogCaptureFixture) -> None:
         assert KEY[3:] not in text
 
 
-def test_a_stalled_endpoint_times_out_and_the_circuit_opens(world: World) -> None:
-    world.ask(world.server.stall)
-    assert world.reasons == {"timeout"}
-    assert world.asker.status["state"] == "open"
-    assert world.asker.status["note"].startswith("timeout: no answer within 0.6 s")
-    asked = len(world.server.bodies)
-    world.asker.offer(world.explaining, world.frames)
-    world.asker.collect(world.explaining, world.frames)
-    assert len(world.server.bodies) == asked
+def test_a_stalled_endpoint_times_out_and_the_circuit_opens(hasty: World) -> None:
+    hasty.ask(hasty.server.stall)
+    assert hasty.reasons == {"timeout"}
+    assert hasty.asker.status["state"] == "open"
+    assert hasty.asker.status["note"].startswith("timeout: no answer within 0.6 s")
+    asked = len(hasty.server.bodies)
+    hasty.asker.offer(hasty.explaining, hasty.frames)
+    hasty.asker.collect(hasty.explaining, hasty.frames)
+    assert len(hasty.server.bodies) == asked
 
 
 def test_a_dead_endpoint_opens_the_circuit(world: World) -> None:
@@ -222,15 +228,15 @@ def test_budgets_hold(tmp_path: Path) -> None:
         assert world.asker.status["note"] == "the budget of 100 tokens a day is used up"
 
 
-def test_an_answer_that_trickles_is_given_up_at_its_deadline(world: World) -> None:
+def test_an_answer_that_trickles_is_given_up_at_its_deadline(hasty: World) -> None:
     """It promises more than it sends, and then is silent."""
 
     def slowly(body: dict[str, Any]) -> Any:
         return 200, {"content-length": "100000"}, b"{"
 
-    world.ask(slowly)
-    assert world.reasons <= {"timeout", "unreachable"}
-    assert world.reasons
+    hasty.ask(slowly)
+    assert hasty.reasons <= {"timeout", "unreachable"}
+    assert hasty.reasons
 
 
 def test_rules_and_narration_go_on_without_the_model(tmp_path: Path) -> None:
