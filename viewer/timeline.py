@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from interlatent_live.analyzer.interventions import InterventionRow
 from interlatent_live.analyzer.queries import Reader
 from interlatent_live.viewer.alarms import alarm_text
 from interlatent_live.viewer.text import number, plain
@@ -115,6 +116,11 @@ class Timeline:
             [g.first_seq, g.next_seq, plain(f"{g.lost} frames missing: {g.reason.replace('_', ' ')}"), at(g.first_seq), at(g.next_seq)]
             for g in reader.gaps(boot, 200)
         ]
+        interventions = [
+            [i.first_seq, i.next_seq, _steered(i), at(i.first_seq), None if i.next_seq is None else at(i.next_seq)]
+            for i in reader.interventions(boot)[-200:]
+            if i.first_seq is not None
+        ]
         used = min(BINS, math.ceil(self.next / self.density.width))
         step = max(1, 1 << max(0, (self.next // TICKS).bit_length()))  # a power of two: the same frames are asked for again
         ticks = [[seq, at(seq)] for seq in (self.first, *range((self.first // step + 1) * step, self.next - 1, step))]
@@ -123,7 +129,7 @@ class Timeline:
             ticks.append([self.next - 1, round((newest - start_ns) / 1e9, 3)])
         data = {
             "first": self.first, "next": self.next, "episodes": episodes, "alarms": alarms, "gaps": gaps, "ticks": ticks,
-            "width": self.density.width, "events": self.density.counts[:used].tolist(), "interventions": [],
+            "width": self.density.width, "events": self.density.counts[:used].tolist(), "interventions": interventions,
         }  # fmt: skip
         if data != self._data:
             self._data = data
@@ -139,6 +145,18 @@ class Timeline:
     def data(self) -> dict[str, Any]:
         """As plain data: see `look`."""
         return self._data
+
+
+def _steered(i: InterventionRow) -> str:
+    """What was done, by whom and why, in a line."""
+    edit = i.edit
+    what = f"feature {edit.get('feature')}" if edit.get("feature") is not None else f"a direction at {edit.get('output')}"
+    strength = "" if edit.get("operation") == "ablate" else f" {number(float(edit.get('strength', 0.0)))}"
+    only = f" while {i.condition}" if i.condition else ""
+    end = f"; {i.cause.replace('_', ' ')}" if i.cause else ""
+    why = f": {i.reason}" if i.reason else ""
+    done = f"{'measured' if i.shadow else 'steered'}: {edit.get('operation')}{strength} {what}{only} by {i.author}{why}{end}"
+    return plain(done, 160)
 
 
 def _how(terminated: int, truncated: int) -> str:
