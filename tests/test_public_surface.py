@@ -11,7 +11,8 @@ import interlatent_live as il
 
 
 def test_public_names() -> None:
-    assert sorted(il.__all__) == ["Metric", "Run", "SteeringPolicy", "Tap", "Transition", "Why", "__version__", "onnx", "open", "points", "watch"]
+    names = ["Metric", "Run", "SteeringPolicy", "Tap", "Transition", "Why", "__version__", "onnx", "open", "points", "tokens", "watch"]
+    assert sorted(il.__all__) == names
     for name in il.__all__:
         assert getattr(il, name) is not None
         assert name in dir(il)
