@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import msgpack
@@ -19,7 +19,7 @@ import zstandard
 
 from interlatent_live.stream.errors import StoreError
 
-__all__ = ["pack_columns", "pack_matrix", "unpack_columns", "unpack_matrix"]
+__all__ = ["pack_columns", "pack_matrix", "unpack_columns", "unpack_matrix", "unpack_together"]
 
 Array = npt.NDArray[Any]
 
@@ -40,21 +40,47 @@ def pack_columns(columns: Mapping[str, Array]) -> bytes:
     return compressor.compress(msgpack.packb(items))
 
 
-def unpack_columns(blob: bytes) -> dict[str, Array]:
-    """Inverse of `pack_columns`; the arrays are read-only views. Raises StoreError for anything else."""
+def _items(blob: bytes) -> list[Any]:
+    """`[[name, dtype, shape, bytes], …]` of a column blob."""
     decompressor: zstandard.ZstdDecompressor | None = getattr(_contexts, "decompressor", None)
     if decompressor is None:
         decompressor = _contexts.decompressor = zstandard.ZstdDecompressor()
+    size = zstandard.frame_content_size(blob)
+    if not 0 <= size <= MAX_BYTES:
+        raise StoreError(f"column blob of {size} bytes; at most {MAX_BYTES} are read: the database is damaged")
+    items: list[Any] = msgpack.unpackb(decompressor.decompress(blob), raw=False)
+    return items
+
+
+def unpack_columns(blob: bytes) -> dict[str, Array]:
+    """Inverse of `pack_columns`; the arrays are read-only views. Raises StoreError for anything else."""
     try:
-        size = zstandard.frame_content_size(blob)
-        if not 0 <= size <= MAX_BYTES:
-            raise StoreError(f"column blob of {size} bytes; at most {MAX_BYTES} are read: the database is damaged")
-        columns: dict[str, Array] = {}
-        for name, dtype, shape, data in msgpack.unpackb(decompressor.decompress(blob), raw=False):
-            columns[str(name)] = np.frombuffer(data, dtype=dtype).reshape(shape)
+        return {str(name): np.frombuffer(data, dtype=dtype).reshape(shape) for name, dtype, shape, data in _items(blob)}
     except (zstandard.ZstdError, ValueError, TypeError, msgpack.UnpackException) as error:
         raise StoreError(f"column blob cannot be read ({error}): the database is damaged") from error
-    return columns
+
+
+def unpack_together(blobs: Sequence[bytes], names: Collection[str]) -> dict[str, Array] | None:
+    """Some columns of many blobs, their rows one behind the other; None where the blobs do not have the same columns.
+
+    Of batches of one frame, array by array, numpy's overhead is nearly all that decoding costs: here it is paid once. Raises
+    StoreError for what cannot be read.
+    """
+    parts: dict[str, list[bytes]] = {}
+    kinds: dict[str, tuple[str, list[int]]] | None = None
+    try:
+        for blob in blobs:
+            found = {}
+            for name, dtype, shape, data in _items(blob):
+                if name in names:
+                    found[name] = dtype, shape[1:]
+                    parts.setdefault(name, []).append(data)
+            if kinds is not None and kinds != found:
+                return None
+            kinds = found
+        return {name: np.frombuffer(b"".join(parts[name]), dtype).reshape(-1, *rest) for name, (dtype, rest) in (kinds or {}).items()}
+    except (zstandard.ZstdError, ValueError, TypeError, msgpack.UnpackException) as error:
+        raise StoreError(f"column blob cannot be read ({error}): the database is damaged") from error
 
 
 def pack_matrix(values: npt.ArrayLike, dtype: str = "<f4") -> bytes:

@@ -9,6 +9,7 @@ little-endian: 6 bytes an active feature and 1 byte a row for up to 65,536 featu
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,6 +129,41 @@ class Codes:
             self.indices.astype(_index_dtype(self.features), copy=False).tobytes(),
             self.values.astype("<f4", copy=False).tobytes(),
         ))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Codes]) -> Codes:
+        """The rows of several, one behind the other; at least one, all of as many features."""
+        offsets = np.cumsum([0, *(c.active for c in parts)])
+        ends = [c.indptr[1:].astype(np.int64) + offset for c, offset in zip(parts, offsets, strict=False)]
+        indptr = np.concatenate([[0], *ends]).astype(np.int32)
+        return cls(indptr, np.concatenate([c.indices for c in parts]), np.concatenate([c.values for c in parts]), parts[0].features)
+
+    @classmethod
+    def from_blobs(cls, blobs: Sequence[bytes]) -> Codes:
+        """Those of many blobs, their rows one behind the other; a blob that contradicts itself raises StoreError."""
+        headers = {blob[: _HEADER.size] for blob in blobs}
+        if len(headers) != 1:  # the batches differ in rows: one by one
+            return cls.joined([cls.from_blob(blob) for blob in blobs])
+        header = headers.pop()
+        if len(header) < _HEADER.size:
+            raise _damaged(f"{len(header)} bytes, fewer than its header of {_HEADER.size}")
+        version, width, rows, features = _HEADER.unpack(header)
+        if version != _VERSION or width not in _COUNTS:
+            raise _damaged(f"version {version} and count width {width}; this build reads version {_VERSION}")
+        begin, middle, item = _HEADER.size, _HEADER.size + width * rows, _index_dtype(features).itemsize
+        counts = np.frombuffer(b"".join([blob[begin:middle] for blob in blobs]), _COUNTS[width])
+        if len(counts) != rows * len(blobs):
+            raise _damaged(f"too few bytes for the counts of {rows} rows")
+        each = counts.reshape(len(blobs), rows).sum(axis=1, dtype=np.int64).tolist()
+        if any(len(blob) != middle + n * (item + 4) for blob, n in zip(blobs, each, strict=True)):
+            raise _damaged("other bytes than its counts ask for")
+        indptr = np.zeros(len(counts) + 1, np.int32)
+        np.cumsum(counts, out=indptr[1:])
+        pairs = list(zip(blobs, each, strict=True))
+        indices = np.frombuffer(b"".join([blob[middle : middle + n * item] for blob, n in pairs]), _index_dtype(features))
+        if len(indices) and int(indices.max()) >= features:
+            raise _damaged(f"feature {int(indices.max())}, beyond its {features} features")
+        return cls(indptr, indices, np.frombuffer(b"".join([blob[middle + n * item :] for blob, n in pairs]), "<f4"), features)
 
     @classmethod
     def from_blob(cls, blob: bytes) -> Codes:

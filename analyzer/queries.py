@@ -159,6 +159,23 @@ class Reader:
         """The batches of a boot with ids in [first_id, last_id], oldest first."""
         return self._select(BatchRow, "batches WHERE id BETWEEN ? AND ? AND boot = ? ORDER BY id", first_id, last_id, boot)
 
+    def batch_blobs(self, boot: str, first_id: int, last_id: int) -> list[tuple[int, int, int, bytes]]:
+        """The same, undecoded: (id, first frame, rows, columns), for `blobs.unpack_together`."""
+        sql = "SELECT id, first_seq, rows, columns FROM batches WHERE id BETWEEN ? AND ? AND boot = ? ORDER BY id"
+        return [(i, first, rows, blob) for i, first, rows, blob in self._rows(sql, first_id, last_id, boot)]
+
+    def code_blobs(self, section: int, first_batch: int, last_batch: int) -> list[tuple[int, bytes | None, int, bytes]]:
+        """Codes of a section, undecoded: (batch, rows, encoded, codes); see schema.sql."""
+        sql = "SELECT batch_id, rows, encoded, blob FROM codes WHERE batch_id BETWEEN ? AND ? AND section_id = ? ORDER BY batch_id"
+        return [(batch, rows, encoded, blob) for batch, rows, encoded, blob in self._rows(sql, first_batch, last_batch, section)]
+
+    def batch_id_at(self, boot: str, seq: int) -> int | None:
+        """Id of the batch that `batch_at` gives, without reading it."""
+        mine = "SELECT id FROM batches WHERE run = (SELECT run FROM boots WHERE boot = ?) AND boot = ?"
+        row = self._first(f"{mine} AND first_seq <= ? ORDER BY first_seq DESC LIMIT 1", boot, boot, seq)
+        row = row or self._first(f"{mine} ORDER BY first_seq LIMIT 1", boot, boot)
+        return int(row[0]) if row else None
+
     def batch_at(self, boot: str, seq: int) -> BatchRow | None:
         """The batch that holds frame `seq`; the one before it where that frame is missing, or the oldest kept."""
         mine = "batches WHERE run = (SELECT run FROM boots WHERE boot = ?) AND boot = ?"  # both, so that their index serves
@@ -175,7 +192,8 @@ class Reader:
 
     def clock_at(self, boot: str, seq: int) -> int | None:
         """About when frame `seq` was made, monotonic ns, from its batch's edges: cheap, no blob is read. None where nothing is kept."""
-        sql = "SELECT first_seq, rows, first_monotonic_ns, last_monotonic_ns FROM batches WHERE run = (SELECT run FROM boots WHERE boot = ?) "
+        columns = "first_seq, rows, first_monotonic_ns, last_monotonic_ns"
+        sql = f"SELECT {columns} FROM batches WHERE run = (SELECT run FROM boots WHERE boot = ?)"
         row = self._first(f"{sql} AND boot = ? AND first_seq <= ? ORDER BY first_seq DESC LIMIT 1", boot, boot, seq)
         row = row or self._first(f"{sql} AND boot = ? ORDER BY first_seq LIMIT 1", boot, boot)
         if not row:

@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 from tests.store_builder import StoreBuilder
 
+from interlatent_live.analyzer.codes import Codes
+from interlatent_live.analyzer.queries import Reader
+from interlatent_live.stream.errors import StoreError
 from interlatent_live.viewer.cursor import Cursor
 from interlatent_live.viewer.drawing import SPAN_S
 from interlatent_live.viewer.feed import Feed
 from interlatent_live.viewer.past import KEPT_FRAMES
+from interlatent_live.viewer.stretch import _one_by_one, stretch
 from interlatent_live.viewer.timeline import BINS, Density
 
 
@@ -82,6 +86,31 @@ def test_what_is_drawn_of_the_past_is_what_was_drawn_live(cursor: Cursor) -> Non
     for column in range(head - 400, head):
         tile, at = column // live.raster.columns % 2, column % live.raster.columns
         np.testing.assert_array_equal(live.raster.tiles[tile][:, at], past.raster.tiles[tile][:, at])
+
+
+def test_many_batches_at_once_are_what_they_are_one_by_one(tmp_path: Path) -> None:
+    builder = StoreBuilder(tmp_path / "run.db", envs=2, pictures=False)
+    for rows, missing in ((1, False), (4, False), (1, True), (3, False)):
+        builder.frames(40, rows=rows, missing=missing)
+        builder.lose(6)
+    builder.close()
+    with Reader(tmp_path / "run.db") as reader:
+        for first, last, env in ((1, 40, 0), (30, 75, 1), (1, 1000, 1), (41, 50, 0)):
+            found = stretch(reader, "b0", (builder.section,), first, last, builder.start_ns, env, 5)
+            wanted = _one_by_one(reader, "b0", (builder.section,), first, last, builder.start_ns, env, 5)
+            assert found is not None
+            assert wanted is not None
+            for name in ("t", "step", "episode", "episode_step", "reward", "metrics", "action", "version", "seq"):
+                np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name), name)
+            slots = np.arange(builder.features)
+            np.testing.assert_array_equal(found.values(slots, 64), wanted.values(slots, 64))
+        assert stretch(reader, "b0", (builder.section,), 5000, 6000, 0, 0, 5) is None
+    blobs = [Codes.from_dense(np.eye(3, 7, k, np.float32)).to_blob() for k in range(4)]
+    joined = Codes.from_blobs(blobs)
+    np.testing.assert_array_equal(joined.dense(), np.concatenate([Codes.from_blob(b).dense() for b in blobs]))
+    for damaged in (blobs[0][:-1], blobs[0] + b"x", b"\x01\x01"):
+        with pytest.raises(StoreError):
+            Codes.from_blobs([blobs[1], damaged])
 
 
 def test_memory_is_bounded(cursor: Cursor) -> None:

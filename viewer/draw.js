@@ -17,7 +17,7 @@ window.idraw = (() => {
   const ages = [];                                    // ms from a frame's making to its being drawn here, the last thousand
   const canvases = {};
   const small = document.createElement("canvas");
-  const stats = { paints: 0, paint_ms: 0, looks: 0 };
+  const stats = { paints: 0, paint_ms: 0, looks: 0, first: null };   // first: ms from opening the page to the first picture of frames
 
   let hatch = null;   // the pattern of time without frames
   function css(name) { return getComputedStyle(document.documentElement).getPropertyValue(name).trim(); }
@@ -109,6 +109,7 @@ window.idraw = (() => {
     raster(edge);
     strips(edge);
     stats.paints += 1;
+    if (ring.head >= 0) stats.first ??= performance.now();
     stats.paint_ms += performance.now() - began;
     if (place.live && newest !== null && document.body.dataset.state === "LIVE") {
       ages.push(Date.now() - clock0 - place.wall + 1e3 * Math.max(0, newest - shown));

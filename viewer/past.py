@@ -14,13 +14,13 @@ from typing import Final
 import numpy as np
 
 from interlatent_live.analyzer.queries import Reader
-from interlatent_live.analyzer.records import CodesRow
 from interlatent_live.viewer.drawing import SPAN_S, Drawing
-from interlatent_live.viewer.window import Piece, merge, piece
+from interlatent_live.viewer.stretch import stretch
+from interlatent_live.viewer.window import Piece, merge
 
 __all__ = ["BLOCK", "Blocks", "Clip"]
 
-BLOCK: Final = 64
+BLOCK: Final = 128
 KEPT_FRAMES: Final = 60_000
 _AHEAD_S: Final = 10.0
 """Of a window around a cursor, what comes after it."""
@@ -33,6 +33,8 @@ class Blocks:
         self.reader, self.boot, self.sections = reader, boot, sections
         self._start_ns, self._env, self._metrics = start_ns, env, metrics
         self._kept: OrderedDict[int, Piece | None] = OrderedDict()
+        self._frames = 0
+        """In `_kept`."""
 
     def read(self, number: int, last_id: int) -> Piece | None:
         """Frames of the batches with ids in [number · BLOCK, (number + 1) · BLOCK); None where none are of the environment."""
@@ -40,18 +42,13 @@ class Blocks:
             self._kept.move_to_end(number)
             return self._kept[number]
         first, last = number * BLOCK, (number + 1) * BLOCK - 1
-        codes: dict[int, CodesRow] = {}
-        for section in self.sections:
-            codes.update((c.batch_id, c) for c in self.reader.codes(section, first, last))
-        rows = self.reader.batch_range(self.boot, first, last)
-        made = (piece(b, codes.get(b.id), self._start_ns, self._env, self._metrics) for b in rows)
-        found = merge([p for p in made if p is not None])
+        found = stretch(self.reader, self.boot, self.sections, first, last, self._start_ns, self._env, self._metrics)
         if last < last_id:  # else more may come
             self._kept[number] = found
-            total = sum(len(p) for p in self._kept.values() if p is not None)
-            while total > KEPT_FRAMES and len(self._kept) > 2:
+            self._frames += 0 if found is None else len(found)
+            while self._frames > KEPT_FRAMES and len(self._kept) > 2:
                 _, gone = self._kept.popitem(last=False)
-                total -= 0 if gone is None else len(gone)
+                self._frames -= 0 if gone is None else len(gone)
         return found
 
 
@@ -88,11 +85,11 @@ class Clip:
     def seek(self, seq: int, budget_s: float, *, end: float | None = None) -> bool:
         """Put the cursor on frame `seq`, or the last before it. `end`: where the window shall end. False: nothing is kept."""
         extent = self.blocks.reader.extent(self.blocks.boot)
-        batch = self.blocks.reader.batch_at(self.blocks.boot, seq)
+        batch = self.blocks.reader.batch_id_at(self.blocks.boot, seq)
         if extent is None or batch is None:
             return False
         self._first_id, self._last_id, _, _ = extent
-        number = batch.id // BLOCK
+        number = batch // BLOCK
         near = self._pieces.get(number) if number in self._pieces else self.blocks.read(number, self._last_id)
         for other in (number - 1, number + 1):  # a block may hold frames of other environments only
             if near is None or (other < number and near.seq[0] > seq):

@@ -5,6 +5,7 @@ window.itime = (() => {
   let control = null, place = { live: true, n: -1 }, line = null, look = null, previewed = null, drag = null;
   let waiting = [], sent = 0, open = 0, openSince = 0, asked = 0, mark = null, wanted = null;   // mark: frame at which a loop shall begin; wanted: a speed that was asked for
   const lags = [];   // ms from asking to painted
+  let counted = 0;
   const q = (query) => document.querySelector(query);
   const thin = (n) => n.toLocaleString("en").replaceAll(",", "\u2009");
 
@@ -123,6 +124,7 @@ window.itime = (() => {
   function painted() {
     if (!asked || open) return;
     lags.push(performance.now() - asked);
+    counted += 1;
     if (lags.length > 500) lags.shift();
     asked = 0;
   }
@@ -268,5 +270,5 @@ window.itime = (() => {
     paint();
   }
 
-  return { ready, send, moved, painted, timeline, colours, lags, toggle, live, step, episode, seek, first, faster, loop, loopFrom, loopTo, unloop: () => range(null), preview, about, say, data: () => (known() ? line : null), place: () => place };
+  return { ready, send, moved, painted, timeline, colours, lags, toggle, live, step, episode, seek, first, faster, loop, loopFrom, loopTo, unloop: () => range(null), preview, about, say, data: () => (known() ? line : null), count: () => counted, place: () => place };
 })();

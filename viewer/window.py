@@ -6,7 +6,7 @@ Bounded by frame time and by frames; nothing here knows Bokeh or a database conn
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from interlatent_live.analyzer.codes import Codes
 from interlatent_live.analyzer.records import BatchRow, CodesRow
 
-__all__ = ["MAX_FRAMES", "Piece", "Window", "merge", "piece"]
+__all__ = ["MAX_FRAMES", "Piece", "Window", "merge", "piece", "piece_of"]
 
 MAX_FRAMES: Final = 120_000
 """Frames kept at most, whatever their rate: 30 s of 4,000 a second."""
@@ -72,14 +72,22 @@ class Piece:
 
 def piece(batch: BatchRow, coded: CodesRow | None, start_ns: int, env: int, metrics: int) -> Piece | None:
     """The frames of environment `env` in a batch, or None if it has none. `metrics`: how many the manifest names."""
-    columns = batch.columns
+    rows = np.full(batch.rows, -1, np.int64)
+    if coded is not None:
+        rows[coded.rows] = np.arange(len(coded.rows))
+    seq = batch.first_seq + np.arange(batch.rows)
+    return piece_of(batch.columns, seq, rows, None if coded is None else coded.codes, start_ns, env, metrics)
+
+
+def piece_of(
+    columns: Mapping[str, npt.NDArray[Any]], seq: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], codes: Codes | None, start_ns: int,
+    env: int, metrics: int,
+) -> Piece | None:  # fmt: skip
+    """The same from columns: `seq` (n,) of all environments, `rows` (n,) their row of `codes`, -1 where not encoded."""
     mine = np.flatnonzero(columns["env"] == env)
     if not len(mine):
         return None
     n = len(mine)
-    rows = np.full(batch.rows, -1, np.int64)
-    if coded is not None:
-        rows[coded.rows] = np.arange(len(coded.rows))
     table = columns.get("metrics")
     reward, action = columns.get("reward"), columns.get("action")
     return Piece(
@@ -91,9 +99,9 @@ def piece(batch: BatchRow, coded: CodesRow | None, start_ns: int, env: int, metr
         metrics=np.full((n, metrics), np.nan) if table is None or table.shape[1] != metrics else table[mine],
         action=None if action is None else action[mine].reshape(n, -1),
         version=columns["policy_version"][mine].astype(np.int64) if "policy_version" in columns else np.zeros(n, np.int64),
-        seq=batch.first_seq + mine,
+        seq=seq[mine],
         rows=rows[mine],
-        codes=None if coded is None else coded.codes,
+        codes=codes,
     )
 
 
@@ -102,13 +110,7 @@ def merge(pieces: Sequence[Piece]) -> Piece | None:
     if not pieces:
         return None
     coded = [p.codes for p in pieces if p.codes is not None]
-    codes: Codes | None = None
-    if coded:
-        offsets = np.cumsum([0, *(c.active for c in coded)])
-        ends = [c.indptr[1:].astype(np.int64) + offset for c, offset in zip(coded, offsets, strict=False)]
-        indptr = np.concatenate([[0], *ends]).astype(np.int32)
-        indices, values = np.concatenate([c.indices for c in coded]), np.concatenate([c.values for c in coded])
-        codes = Codes(indptr, indices, values, coded[0].features)
+    codes = Codes.joined(coded) if coded else None
     rows, before = [], 0
     for part in pieces:
         rows.append(np.where(part.rows >= 0, part.rows + before, -1))
