@@ -111,8 +111,12 @@ def activity_of(trials: Trials, dictionary: Dictionary, seeds: range, max_steps:
     return Activity(share, maximum, seen)
 
 
-def candidates_of(features: Sequence[int], activity: Activity) -> list[Candidate]:
-    """Everything that is tried of these features."""
+def candidates_of(
+    features: Sequence[int], activity: Activity, tries: Sequence[tuple[Operation, float]] | None = None
+) -> list[Candidate]:
+    """Everything that is tried of these features; `tries`: only these operations and doses."""
+    if tries is not None:
+        return [of_dose(f, operation, dose, activity) for f in features for operation, dose in tries]
     made = []
     for f in features:
         maximum = float(activity.maximum[f])

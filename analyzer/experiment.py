@@ -38,7 +38,7 @@ from interlatent_live.analyzer.candidates import (
     splice_of_edit,
 )
 from interlatent_live.analyzer.dictionary import Dictionary
-from interlatent_live.analyzer.edit import Edit
+from interlatent_live.analyzer.edit import OPERATIONS, Edit, Operation
 from interlatent_live.analyzer.paired import Interval, change, change_over_arms, holm, mean, p_of_difference
 from interlatent_live.analyzer.rollout import Splice
 from interlatent_live.analyzer.trial import CONFIRM_SEED, LOOK_SEED, SEARCH_SEED, Memory, Trial, Trials
@@ -81,6 +81,8 @@ class SteerOptions:
     """Try only so many features, those that move the action most when ablated; None: all that are live."""
     features: tuple[int, ...] | None = None
     """Try only these."""
+    tries: tuple[tuple[Operation, float], ...] | None = None
+    """Try only these operations and doses, as `Candidate` has them; None: all."""
     directions: int = 20
     """Random directions of the control."""
     others: int = 20
@@ -100,6 +102,10 @@ class SteerOptions:
                 raise DictionaryError(f"{name} is {getattr(self, name)}; it must be {least} or more")
         if not 0 < self.keep < 1:
             raise DictionaryError(f"keep is {self.keep}; it is a share of the candidates, between 0 and 1")
+        for operation, dose in self.tries or ():
+            if operation not in OPERATIONS or not math.isfinite(dose):
+                there = ", ".join(OPERATIONS)
+                raise DictionaryError(f"{operation}:{dose} cannot be tried; write one of {there} and a number, such as scale:1.5")
         if self.goal not in get_args(Goal):
             raise DictionaryError(f"goal is {self.goal!r}; there are {', '.join(get_args(Goal))}")
         if not 0 <= self.seed < 200 or max(self.episodes, self.look, self.searched) > _SEEDS:
@@ -118,7 +124,7 @@ class SteerOptions:
 
 def planned(options: SteerOptions, features: int) -> int:
     """Episodes that `steer` runs at most, the look apart: what a progress bar counts."""
-    candidates = features * (1 + len(SCALES) + len(CLAMPS) + len(ADDS))
+    candidates = features * (1 + len(SCALES) + len(CLAMPS) + len(ADDS) if options.tries is None else len(options.tries))
     total, left = 0, candidates
     for i in range(options.rounds):
         total += (left + 1) * options.first * 2**i
@@ -149,7 +155,8 @@ def steer(
     features = _features(trials, dictionary, activity, options)
     if not features:
         raise DictionaryError(f"no feature of {dictionary.name!r} is active in {options.look} episodes; there is nothing to steer")
-    found = _search(memory, dictionary, candidates_of(features, activity), options, note)
+    candidates = candidates_of(features, activity, options.tries)
+    found = _search(memory, dictionary, candidates, options, note)
     if not found:
         raise DictionaryError("every candidate made the agent fall in the search; allow more falls, or search with milder strengths")
     note(f"{len(found)} finalists on {options.episodes} fresh pairs")
@@ -182,7 +189,7 @@ def steer(
         "controls": controls, "random_share": random_mean / abs(effect.mean) if effect.mean else None,
         "dose_response": curve, "finalists": rows, "search": {
             "features": len(features), "live": len(activity.live), "of": dictionary.features,
-            "candidates": len(candidates_of(features, activity)),
+            "candidates": len(candidates),
             "seeds": _told_seeds(options.seeds(SEARCH_SEED, options.searched)), "rounds": options.rounds,
         },
         "confirmation": {"seeds": _told_seeds(confirm), "pairs": options.episodes},

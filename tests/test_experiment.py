@@ -91,6 +91,18 @@ def test_lowering_is_a_goal_too(dictionary: Dictionary) -> None:
     assert found["controls"]["other"]["mean"] is None
 
 
+def test_one_thing_can_be_tried_alone(dictionary: Dictionary) -> None:
+    only = SteerOptions(
+        episodes=10, look=2, first=2, rounds=1, directions=1, others=2, doses=2, features=(0, PLANTED), tries=(("add", 0.5), ("scale", 2.0))
+    )
+    found = steer(Toy(), dictionary, only)
+    assert found["search"]["candidates"] == 4
+    assert found["best"] == {"feature": PLANTED, "operation": "scale", "strength": 2.0, "dose": 2.0}
+    assert found["controls"]["other"]["features"] == [0]
+    with pytest.raises(DictionaryError, match="scale:1.5"):
+        SteerOptions(tries=(("double", 1.0),))  # type: ignore[arg-type]
+
+
 def test_luck_wins_the_search_and_not_the_confirmation(dictionary: Dictionary) -> None:
     found = steer(Toy(luck=True), dictionary, SMALL)
     first = found["finalists"][0]

@@ -7,6 +7,7 @@ import pytest
 
 from interlatent_live.agent_side.agents import AGENTS
 from interlatent_live.analyzer.candidates import splice_of_edit
+from interlatent_live.analyzer.causal import effects_of
 from interlatent_live.analyzer.edit import Edit
 from interlatent_live.analyzer.registry import find
 from interlatent_live.experiments import affordable, prepare
@@ -69,6 +70,35 @@ def test_neurons_stand_in_for_a_dictionary() -> None:
     assert not np.array_equal(base.total, silenced.total)
     with pytest.raises(DictionaryError, match="no dictionary of 'lunarlander' is installed"):
         prepare("lunarlander", None, "return")
+
+
+@pytest.mark.parametrize("latents", ["", "-2", "-4", "-8"])
+def test_effects_ship_with_the_dictionaries(latents: str) -> None:
+    dictionary = find(f"cartpole-reinforce{latents}")
+    assert dictionary.cfg.model_hash == AgentTrials(AGENT, "1:out", "3:out").model_hash
+    found = effects_of(dictionary)
+    assert found is not None, f"make them: interlatent-live experiment ablate --dictionary cartpole-reinforce{latents}"
+    assert found.weights_hash == dictionary.cfg.model_hash
+    for effect in found.features.values():
+        assert effect.outcome is not None
+        assert effect.outcome.n == 500
+        assert effect.outcome.low <= effect.outcome.mean <= effect.outcome.high
+        assert effect.toward in AGENT.action_names
+
+
+@pytest.mark.slow
+def test_an_agent_steered_over_its_control_channel_lives_the_episodes_that_confirmed_the_effect() -> None:
+    from interlatent_live.live_trial import compare, steered_over_control
+
+    dictionary, seeds = find("cartpole-reinforce-8"), range(900, 920)
+    trials = AgentTrials(AGENT, "1:out", "3:out")
+    best = {"operation": "scale", "strength": 5.0, "feature": 6}
+    returns, started = steered_over_control(AGENT.name, dictionary, best, seeds)
+    base, arm = trials.trial(None, seeds), trials.trial(splice_of_edit(dictionary, Edit("scale", 5.0, feature=6)), seeds)
+    assert (started["feature"], started["dictionary_hash"]) == (6, dictionary.hash)
+    found = compare(base, {"low": -1e9, "high": 1e9}, returns, arm, None)
+    assert found["episodes_equal"] >= 19  # a matmul of another height may move a chance by its last bit
+    assert returns != base.total.tolist()
 
 
 @pytest.mark.slow

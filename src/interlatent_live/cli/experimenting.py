@@ -8,7 +8,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,10 @@ from interlatent_live.stream.errors import DictionaryError
 
 from .application import AsJson, app
 from .output import err, jsonable, print_line, print_result, print_table
+
+if TYPE_CHECKING:
+    from interlatent_live.analyzer.dictionary import Dictionary
+    from interlatent_live.trials import AgentTrials
 
 __all__: list[str] = []
 
@@ -55,6 +59,9 @@ def steer(
     episodes: Annotated[int, typer.Option(help="Fresh pairs of episodes that confirm what the search found.", min=2)] = 500,
     seed: Seed = 0,
     features: Annotated[str | None, typer.Option(help="Try only these: 3,5,8. Default: all that are live, or a screened few.")] = None,
+    tries: Annotated[
+        list[str] | None, typer.Option("--try", help="Only this: scale:1.5, or clamp:0.8 of the typical maximum; may be repeated.")
+    ] = None,
     screen: Annotated[int | None, typer.Option(help="Try only so many, those that move the action most.", min=1)] = None,
     search_episodes: Annotated[int | None, typer.Option(help="Pairs of the search's first round.", min=2)] = None,
     search_steps: Annotated[int | None, typer.Option(help="Length of an episode of the search, at most.", min=1)] = None,
@@ -63,6 +70,9 @@ def steer(
     directions: Annotated[int | None, typer.Option(help="Random directions of the control.", min=1)] = None,
     others: Annotated[int | None, typer.Option(help="Other features of the control, at most.", min=0)] = None,
     doses: Annotated[int | None, typer.Option(help="Points of the dose-response curve, at most.", min=1)] = None,
+    live: Annotated[
+        bool, typer.Option("--live", help="Then the same over the control channel, to an agent in another process (outcome 'return').")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Folder for result.json and report.html. Default: experiment-steer-DICTIONARY-OUTCOME.")
     ] = None,
@@ -79,10 +89,14 @@ def steer(
     from interlatent_live.experiments import affordable, prepare
 
     begun = time.monotonic()
+    if live and outcome != "return":
+        raise DictionaryError(f"--live compares returns, but the outcome is {outcome!r}; leave one of the two out")
     _, trials, chosen = prepare(agent, dictionary, outcome)
+    if live and chosen.path is None:
+        raise DictionaryError(f"{chosen.name} stand in no folder that another process could read; steer a dictionary live")
     given = {
         "screen": screen, "first": search_episodes, "search_steps": search_steps, "max_steps": max_steps, "features": _numbers(features),
-        "finalists": finalists, "directions": directions, "others": others, "doses": doses,
+        "tries": _tries(tries), "finalists": finalists, "directions": directions, "others": others, "doses": doses,
     }  # fmt: skip
     fixed: dict[str, Any] = {"episodes": episodes, "seed": seed, "goal": goal}
     options = steering.SteerOptions(**(fixed | affordable(trials) | {k: v for k, v in given.items() if v is not None}))
@@ -92,13 +106,18 @@ def steer(
     try:
         with _bar(steering.planned(options, count), as_json) as (tick, note):
             found = steering.steer(trials, chosen, options, state=state, tick=tick, note=note)
+            if live:
+                note("over the control channel")
+                found["live"] = _live(agent, trials, chosen, found, options.max_steps)
     except KeyboardInterrupt:
         err.print(f"stopped; {state} keeps what was run, and the same command goes on from there", soft_wrap=True)
         raise typer.Exit(130) from None
     words = ["interlatent-live", "experiment", "steer", "--agent", agent, "--dictionary", dictionary or chosen.name]
     words += ["--outcome", outcome, "--goal", goal, "--episodes", str(episodes), "--seed", str(seed)]
-    asked = given | {"features": features}
+    asked = {k: v for k, v in given.items() if k != "tries"} | {"features": features}
+    words += [word for text in tries or () for word in ("--try", text)]
     names = {"first": "search-episodes"}
+    words += ["--live"] if live else []
     words += [word for k, v in asked.items() if v is not None for word in (f"--{names.get(k, k.replace('_', '-'))}", str(v))]
     found |= {"command": shlex.join(words), "seconds": round(time.monotonic() - begun, 1)}
     (folder / "result.json").write_text(json.dumps(jsonable(found), indent=1) + "\n", encoding="utf-8")
@@ -112,8 +131,23 @@ def steer(
     print_table([{k: row[k] for k in keys} for row in found["finalists"]], False)
     controls = {name: {k: found["controls"][name][k] for k in ("mean", "low", "high", "n")} for name in ("random", "wrong_sign", "other")}
     curve = "; ".join(f"{p['dose']:g}: {p['effect_percent']['mean']:+.1f} %" for p in found["dose_response"])
-    shown = ("baseline", "steered", "best", "effect_percent", "p", "p_holm", "falls")
+    shown = ("baseline", "steered", "best", "effect_percent", "p", "p_holm", "falls", *(("live",) if live else ()))
     print_result({**{k: found[k] for k in shown}, **controls, "dose_response": curve, "report": found["report"]}, False)
+
+
+def _live(agent: str, trials: AgentTrials, chosen: Dictionary, found: dict[str, Any], max_steps: int | None) -> dict[str, Any]:
+    """The best once more, in a running agent that is steered from here, on the confirmation's seeds."""
+    from interlatent_live.analyzer.candidates import splice_of_edit
+    from interlatent_live.analyzer.edit import Edit
+    from interlatent_live.live_trial import compare, steered_over_control
+
+    best, (first, last) = found["best"], found["confirmation"]["seeds"]
+    seeds = range(first, last + 1)
+    returns, _ = steered_over_control(agent, chosen, best, seeds, max_steps)
+    edit = Edit(best["operation"], best["strength"], feature=best["feature"])
+    base = trials.trial(None, seeds, max_steps=max_steps)
+    arm = trials.trial(splice_of_edit(chosen, edit), seeds, max_steps=max_steps)
+    return compare(base, found["effect_percent"], returns, arm, trials.outcome.whole)
 
 
 @experiment.command("ablate")
@@ -180,6 +214,15 @@ def ablate(
 
 def _span(row: dict[str, Any]) -> str:
     return f"{row['mean']:+.1f} ({row['low']:+.1f} to {row['high']:+.1f})"
+
+
+def _tries(texts: list[str] | None) -> tuple[tuple[str, float], ...] | None:
+    if not texts:
+        return None
+    try:
+        return tuple((text.partition(":")[0], float(text.partition(":")[2] or 0)) for text in texts)
+    except ValueError as error:
+        raise DictionaryError(f"--try is {', '.join(texts)}; write an operation and a number, such as scale:1.5") from error
 
 
 def _numbers(text: str | None) -> tuple[int, ...] | None:
