@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +26,7 @@ from bench.table import show
 from interlatent_live.agent_side.metrics import terms
 from interlatent_live.agent_side.weights import weights_hash
 from interlatent_live.analyzer.dictionary import Activation, Dictionary, DictionaryConfig
+from interlatent_live.stream.control import ControlClient
 
 POINTS = ("1:out", "3:out")
 IDLE_RATIO = 1.15
@@ -139,6 +141,58 @@ def no_op(steps: int) -> int:
     return same
 
 
+def paced(tap: il.Tap, model: nn.Module, stop: threading.Event, starts: list[float]) -> None:
+    """Act 50 times a second; `starts` gets the time of every forward pass that was steered."""
+    observation = np.array([0.01, -0.2, 0.03, 0.4], np.float32)
+    batch, steering = torch.from_numpy(observation)[None], tap._steering
+    due = time.monotonic()
+    with torch.inference_mode():
+        while not stop.is_set():
+            model(batch)
+            if steering is not None and steering._applied:
+                starts.append(time.monotonic())
+            tap.step(observation=observation, action=1, reward=1.0)
+            due += 0.02
+            time.sleep(max(0.0, due - time.monotonic()))
+
+
+def reach(commands: int) -> dict[str, float]:
+    """ms from a request in another process' place (its own socket) to the first steered pass, and s until a silent author's ends."""
+    model = make_policy()
+    dictionary = make_dictionary(model, "relu")
+    tap = make_tap(model, il.SteeringPolicy(dictionaries=[dictionary], effect_hz=0))
+    stop, steered = threading.Event(), list[float]()
+    delays = []
+    with tap:
+        agent = threading.Thread(target=paced, args=(tap, model, stop, steered))
+        agent.start()
+        while tap.manifest is None or not tap.frames:
+            time.sleep(0.01)
+        assert tap.manifest is not None
+        assert tap.manifest.control is not None
+        with ControlClient(tap.manifest.control) as client:
+            client.hello()
+            for i in range(commands):
+                time.sleep(0.1 + 0.007 * (i % 7))
+                steered.clear()
+                began = time.monotonic()
+                id = client.steer(operation="scale", strength=0.5, feature=1)["id"]
+                while not steered:
+                    time.sleep(0.001)
+                delays.append((steered[0] - began) * 1e3)
+                client.release(id)
+            client.steer(operation="scale", strength=0.5, feature=1)
+            silent = time.monotonic()
+            time.sleep(0.2)
+            while tap._steering is not None and tap._steering.wanted is not None:
+                time.sleep(0.005)
+            left = time.monotonic() - silent
+        stop.set()
+        agent.join()
+    p50, most = np.percentile(delays, (50, 100))
+    return {"reach_ms_p50": float(p50), "reach_ms_max": float(most), "author_gone_s": left}
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=60)
@@ -146,7 +200,7 @@ if __name__ == "__main__":
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    found = measure(options.rounds, options.steps) | {"no_op_equal_of_10000": no_op(10_000)}
+    found = measure(options.rounds, options.steps) | {"no_op_equal_of_10000": no_op(10_000)} | reach(30)
     if options.json:
         print(json.dumps(found))
     else:
@@ -161,5 +215,8 @@ if __name__ == "__main__":
                 ("one intervention in force, TopK, µs more", f"{found['topk_active_us']:.1f}", f"{ACTIVE_US:g}"),
                 ("ReLU, its effect measured 5 times a second, µs more", f"{found['measured_5_hz_us']:.1f}", ""),
                 ("steps at scale 1 with the very bits of no steering", f"{found['no_op_equal_of_10000']}", "10000"),
+                ("command to first steered step at 50 steps/s, ms, median", f"{found['reach_ms_p50']:.0f}", ""),
+                ("the slowest of 30", f"{found['reach_ms_max']:.0f}", "50"),
+                ("author silent, released after, s", f"{found['author_gone_s']:.2f}", "2"),
             ],
         )

@@ -50,7 +50,7 @@ class Agent:
             with torch.inference_mode():
                 while not self._stop.is_set():
                     output = self.model(torch.from_numpy(OBSERVATION)[None])
-                    self.tap.step(observation=OBSERVATION, action=int(output.argmax()))
+                    self.tap.step(observation=OBSERVATION, action=int(output.argmax()), reward=1.0)
                     self.last = output.numpy().tobytes()
                     self.outputs.add(self.last)
                     time.sleep(self.pause_s)

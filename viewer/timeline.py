@@ -151,7 +151,7 @@ def _steered(i: InterventionRow) -> str:
     """What was done, by whom and why, in a line."""
     edit = i.edit
     what = f"feature {edit.get('feature')}" if edit.get("feature") is not None else f"a direction at {edit.get('output')}"
-    strength = "" if edit.get("operation") == "ablate" else f" {number(float(edit.get('strength', 0.0)))}"
+    strength = "" if edit.get("operation") == "ablate" else f" {edit.get('strength', 0.0):g}"
     only = f" while {i.condition}" if i.condition else ""
     end = f"; {i.cause.replace('_', ' ')}" if i.cause else ""
     why = f": {i.reason}" if i.reason else ""
