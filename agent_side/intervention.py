@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
+import numpy as np
 import torch
 
 from interlatent_live.analyzer.edit import Edit, feature_values
@@ -118,6 +119,20 @@ class Act:
             change = self._bounded(change, y)
         return change if self.factor == 1.0 else change * self.factor
 
+    def row(self, x: Any, y: Any) -> Any:
+        """As `change`, for the one row of a single environment: arrays x (d_in,), y (d_out,) float32 -> (d_out,) or None."""
+        if x is not None and self.watched:
+            self._look(torch.from_numpy(x)[None], 1)
+        change = self._prepared.row(y if x is None else x)
+        if change is None or (self.on is not None and not self.on[0]):
+            return None
+        if self.max_change != math.inf:
+            size, limit = float(change @ change), float(y @ y) * self.max_change**2
+            if size > limit:
+                self.clipped += 1
+                change = change * np.float32(math.sqrt(limit / size))
+        return change if self.factor == 1.0 else change * np.float32(self.factor)
+
     def holds(self) -> bool:
         """Whether it acts on any environment, as far as its condition goes."""
         return self.on is None or any(self.on)
@@ -130,10 +145,6 @@ class Act:
         return [(self.env is None or row // each == self.env) and (self.on is None or self.on[row // each]) for row in range(rows)]
 
     def _bounded(self, change: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        if len(change) == 1 and y.dtype == torch.float32 and y.device.type == "cpu":  # the same, for a quarter of the time
-            moved, whole = change.numpy()[0], y.detach().numpy()[0]
-            if moved @ moved <= (whole @ whole) * self.max_change**2:
-                return change
         size = torch.linalg.vector_norm(change, dim=1)
         limit = torch.linalg.vector_norm(y.detach().to(change.dtype), dim=1) * self.max_change
         if change.device.type == "cpu":

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from time import monotonic_ns, time_ns
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import torch
 
 from interlatent_live.agent_side.effects import Gauge
@@ -70,7 +71,7 @@ class Steering:
         self._dictionaries: dict[str, Dictionary] = {}
         self._position: Callable[[], tuple[int, int]] = lambda: (0, 0)
         self._sources: Callable[[], Mapping[str, Any]] = dict
-        self._held: dict[int, torch.Tensor] = {}
+        self._held: dict[int, Any] = {}
         self._applied: dict[int, tuple[bool, ...] | None] = {}
         self._histories: dict[int, History] = {}
         self._mode = 0
@@ -322,6 +323,11 @@ class Steering:
             return None
         act: Act | None = None
         try:
+            array = _single(value) if self._capture.num_envs == 1 and self._capture.chosen is None else None
+            if array is not None and (acts is None or array.shape[1] == acts[0].width):
+                if index in wanted.inputs:
+                    self._held[index] = array.copy()
+                return None if acts is None or self._mode == 1 else self._touch_row(acts, array)
             tensor = value if isinstance(value, torch.Tensor) else value[0]
             rows = self._rows(tensor)
             if rows is None:
@@ -338,6 +344,8 @@ class Steering:
                 x = self._held.get(act.input)
                 if x is None and act.needs_input:
                     continue
+                if isinstance(x, np.ndarray):
+                    x = torch.from_numpy(x)
                 if x is not None and act.dictionary is not None and x.shape[1] != act.dictionary.cfg.d_in:
                     x = x.reshape(-1, act.dictionary.cfg.d_in)
                 change = act.change(x, flat, envs)
@@ -355,6 +363,37 @@ class Steering:
             self.counts["failed"] += 1
             self._complain(f"an intervention failed and was ended: {type(error).__name__}: {error}")
             return None
+
+    def _touch_row(self, acts: Sequence[Act], array: Any) -> torch.Tensor | None:
+        """The same for the one row of a single environment, in numpy: half the time."""
+        now, result = monotonic_ns(), array
+        for act in acts:
+            if not act.live(now) or (act.shadow and self._mode != 2) or act.env not in (None, 0):
+                continue
+            x = self._held.get(act.input)
+            if x is None and act.needs_input:
+                continue
+            if x is not None and act.dictionary is not None:
+                x = x.reshape(-1)
+                if not isinstance(x, np.ndarray):
+                    x = x.numpy()
+                if len(x) != act.dictionary.cfg.d_in:
+                    continue
+            elif x is not None:
+                x = None
+            try:
+                change = act.row(x, array[0])
+            except Exception:
+                act.dead = "error"
+                raise
+            if not act.shadow and (act.on is None or act.on[0]):
+                self._applied[act.number] = None
+            if change is not None:
+                result = result + change
+        if result is array:
+            return None
+        self._changed = True
+        return torch.from_numpy(result)
 
     def adopt(self, after: int | None = None) -> None:
         """Take over what is wanted, and write down from which frame on. `after`: this step's pass has run, and that is the
@@ -588,6 +627,15 @@ def _told(act: Act) -> dict[str, Any]:
         "ttl_s": act.ttl_s,
         "max_effect": act.max_effect,
     }
+
+
+def _single(value: Any) -> Any:
+    """(1, d) float32 view of a tensor that is one, in the host's memory and of no graph; else None."""
+    try:
+        array = value.numpy()
+    except (RuntimeError, TypeError, AttributeError):  # part of a graph, on a device, bfloat16, or no tensor at all
+        return None
+    return array if array.ndim == 2 and array.dtype == np.float32 and len(array) == 1 else None
 
 
 def _added(y: torch.Tensor, change: torch.Tensor) -> torch.Tensor:

@@ -26,15 +26,26 @@ class PreparedEdit:
         self.edit, self._dictionary = edit, dictionary
         self._moved: dict[torch.device, Dictionary] = {}
         self._direction: torch.Tensor | None = None
+        self._vector: Any = None
         self._row: _Row | None = None
         if edit.direction is not None:
             self._direction = torch.tensor(edit.direction, dtype=torch.float32) * edit.strength
+            self._vector = self._direction.numpy()
         elif dictionary is None:
             raise TypeError("a feature is a dictionary's")
         if dictionary is not None:
             edit.check(dictionary)
             if edit.feature is not None and dictionary.W_enc.device.type == "cpu":
                 self._row = _Row(edit, edit.feature, dictionary)
+
+    def row(self, x: Any) -> Any:
+        """The same for one row in the host's memory: x (d_in,) -> (d_out,) float32 arrays, or None."""
+        if self._vector is not None:
+            return None if self.edit.strength == 0 else self._vector
+        if self._row is not None:
+            return self._row.change(x)
+        found = self.change(torch.from_numpy(x)[None])
+        return None if found is None else found[0].numpy()
 
     def change(self, x: torch.Tensor) -> torch.Tensor | None:
         """x (n, d_in) float32 -> (n, d_out) what is to be added to y; None where that is nothing.
