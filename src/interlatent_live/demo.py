@@ -36,6 +36,8 @@ class Demo:
     analysis: Sequence[str] = ()
     """More arguments of the analyzer."""
     open_browser: bool = False
+    steerable: bool = False
+    """Whether `interlatent-live steer` may change the agent's features."""
     say: Callable[[str], None] = lambda line: None
 
     def __post_init__(self) -> None:
@@ -63,6 +65,8 @@ class Demo:
             arguments += ["--repeat", "--temperature", "0.7"]
         if self.seconds is not None:
             arguments += ["--seconds", str(self.seconds)]
+        if self.steerable:
+            arguments.append("--steerable")
         self.acting = Child("agent", arguments)
         services = (self.viewer, self.analyzer)
         try:

@@ -53,6 +53,7 @@ def demo(
     override: Override = None,
     report: Annotated[Path | None, typer.Option(help="Write the report as JSON.")] = None,
     open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = True,
+    steerable: Annotated[bool, typer.Option("--steerable", help="Let `interlatent-live steer` change the agent's features.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """A reference agent acts, is analysed and shown, all at once.
@@ -67,7 +68,7 @@ def demo(
         agent_named(agent)
     folder = Path() if record and db else run_directory(agent)
     play = Demo(
-        agent, folder, seconds, port, record, db, analysis=_named(dictionary, override), open_browser=open_page,
+        agent, folder, seconds, port, record, db, analysis=_named(dictionary, override), open_browser=open_page, steerable=steerable,
         say=lambda line: err.print(plain(line), soft_wrap=True),
     )  # fmt: skip
     if not as_json:
