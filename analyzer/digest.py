@@ -17,7 +17,8 @@ from typing import Any, Final
 
 import msgpack
 
-from interlatent_live.analyzer.store import connect_readonly, translated
+from interlatent_live.analyzer.store import connect_readonly
+from interlatent_live.analyzer.writer import translated
 from interlatent_live.stream.errors import StoreError
 
 __all__ = ["RETIRED", "digest", "hash_of", "verify"]

@@ -16,7 +16,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from interlatent_live.analyzer.store import connect_readonly, translated
+from interlatent_live.analyzer.store import connect_readonly
+from interlatent_live.analyzer.writer import translated
 from interlatent_live.stream.errors import DictionaryError
 
 if TYPE_CHECKING:  # torch comes with it

@@ -43,7 +43,8 @@ from interlatent_live.analyzer.records import (
     Snapshot,
     TopCorrelation,
 )
-from interlatent_live.analyzer.store import APPLICATION_ID, translated
+from interlatent_live.analyzer.store import APPLICATION_ID
+from interlatent_live.analyzer.writer import translated
 from interlatent_live.stream.errors import ForeignDatabase, MalformedMessage, StoreError
 from interlatent_live.stream.manifest import Manifest
 

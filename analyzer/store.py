@@ -10,20 +10,18 @@ A commit of one batch costs about 100 µs. Cheaper: several batches in one `Writ
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final
 
+from interlatent_live.analyzer.lock import FileLock
+from interlatent_live.analyzer.writer import BUSY_S, Writer, translated
 from interlatent_live.analyzer.writes import Writes
-from interlatent_live.stream.errors import ForeignDatabase, StoreError, StoreFull
+from interlatent_live.stream.errors import ForeignDatabase, StoreError
 
-__all__ = ["APPLICATION_ID", "MIGRATIONS", "Store", "connect_readonly", "translated"]
+__all__ = ["APPLICATION_ID", "MIGRATIONS", "Store", "connect_readonly"]
 
 APPLICATION_ID: Final = 0x494C4C56
 """'ILLV' at byte 68 of the file."""
@@ -33,32 +31,7 @@ MIGRATIONS: Final[tuple[str, ...]] = tuple(
 )
 """Script n brings a database of `user_version` n to n + 1."""
 _COUNTED: Final = ("batches", "sections", "events", "drift", "correlation_snapshots")
-_BUSY_MS: Final = 10_000
 _CHECKPOINT_PAGES: Final = 1_000
-_FULL: Final = frozenset({"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE"})  # no space, quota, size limit
-
-
-@contextlib.contextmanager
-def translated(path: Path) -> Iterator[None]:
-    """Raise what sqlite3 raises as a StoreError that says what to do."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        name = getattr(error, "sqlite_errorname", "")
-        if name in _FULL:
-            remedy = "what was committed is safe: free space and start again on this file"
-            raise StoreFull(f"{path}: {error}; {remedy}") from error
-        if name == "SQLITE_NOTADB":
-            raise ForeignDatabase(f"{path} is not an SQLite database; name another file") from error
-        if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-            remedy = f"another process has held it for {_BUSY_MS / 1000:.0f} s: end that process"
-        elif name.startswith("SQLITE_CORRUPT"):
-            remedy = "the file is damaged: keep it for rescue and analyse the recording into a new one"
-        elif name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM")):
-            remedy = "check that its folder exists and may be written"
-        else:
-            remedy = "start again on this file; what was committed is safe"
-        raise StoreError(f"{path}: {error} ({name or type(error).__name__}); {remedy}") from error
 
 
 def connect_readonly(path: str | Path, run: str | None = None) -> sqlite3.Connection:
@@ -71,7 +44,7 @@ def connect_readonly(path: str | Path, run: str | None = None) -> sqlite3.Connec
             f"{path.absolute().as_uri()}?mode=ro",
             uri=True,
             isolation_level=None,
-            timeout=_BUSY_MS / 1000,
+            timeout=BUSY_S,
             check_same_thread=False,
         )
         try:
@@ -85,7 +58,7 @@ def connect_readonly(path: str | Path, run: str | None = None) -> sqlite3.Connec
     return connection
 
 
-class Store:
+class Store(Writer):
     """The writer's side of one database. Not for several threads.
 
     `run` None: the first manifest or batch decides, see `bind`.
@@ -101,27 +74,26 @@ class Store:
     ) -> None:
         self.path = Path(path)
         self.readonly = readonly
-        self._lock: int | None = None
         if readonly:
             self.connection = connect_readonly(self.path, run)
         else:
             if not self.path.parent.is_dir():
                 raise StoreError(f"{self.path}: folder {self.path.parent} does not exist; create it first")
-            self._lock = _take_lock(self.path)
+            self._lock = FileLock(self.path, "analyzer", "written")  # a second analyzer would give the same ids twice
             try:
                 self.connection = self._open(run, migrations)
             except BaseException:
-                _release_lock(self.path, self._lock)
+                self._lock.release()
                 raise
         with translated(self.path):
             self.run = _meta(self.connection, "run")
-            self._ids = {t: int(self.one(f"SELECT coalesce(max(id), 0) FROM {t}")[0]) for t in _COUNTED}
+        self.count(*_COUNTED)
         if run is not None and not readonly:
             self.bind(run)
 
     def _open(self, run: str | None, migrations: Sequence[str]) -> sqlite3.Connection:
         with translated(self.path):
-            connection = sqlite3.connect(self.path, isolation_level=None, timeout=_BUSY_MS / 1000)
+            connection = sqlite3.connect(self.path, isolation_level=None, timeout=BUSY_S)
             try:
                 version = _version(connection, self.path)
                 if version > len(migrations):
@@ -149,55 +121,6 @@ class Store:
             self.commit(writes)
             self.run = run
         _check_run(self.run, run, self.path)
-
-    def new_id(self, table: str) -> int:
-        """The next id of a table that counts its rows; given here so that rows can be gathered before they go."""
-        self._ids[table] += 1
-        return self._ids[table]
-
-    def commit(self, writes: Writes) -> None:
-        """Write all of it or, raising a StoreError, none of it; the same `writes` may then be tried again."""
-        if not writes:
-            return
-        with translated(self.path):
-            self.connection.execute("BEGIN IMMEDIATE")
-            try:
-                for sql, rows in writes:
-                    self.connection.executemany(sql, rows)
-                self.connection.execute("COMMIT")
-            except BaseException:
-                if self.connection.in_transaction:  # sqlite rolls back by itself on some errors
-                    self.connection.execute("ROLLBACK")
-                raise
-
-    def one(self, sql: str, *values: Any) -> tuple[Any, ...]:
-        """The first row of a query, or ()."""
-        with translated(self.path):
-            row = self.connection.execute(sql, values).fetchone()
-        return () if row is None else tuple(row)
-
-    def all(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
-        """All rows of a query."""
-        with translated(self.path):
-            return self.connection.execute(sql, values).fetchall()
-
-    def close(self) -> None:
-        """Fold the write-ahead log into the file and let go of it. May be called twice."""
-        try:
-            with translated(self.path):
-                self.connection.close()
-        finally:
-            if self._lock is not None:
-                _release_lock(self.path, self._lock)
-                self._lock = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _version(connection: sqlite3.Connection, path: Path) -> int:
@@ -230,39 +153,3 @@ def _migrate(connection: sqlite3.Connection, number: int, script: str) -> None:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
-
-
-def _lock_path(path: Path) -> Path:
-    return path.with_name(path.name + "-analyzer")
-
-
-def _take_lock(path: Path) -> int:
-    """A second analyzer on the file would give the same ids twice. The lock dies with its process."""
-    name = _lock_path(path)
-    while True:
-        try:
-            handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise StoreError(f"{name}: {error.strerror}; check that its folder exists and may be written") from error
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.read(handle, 32).decode("ascii", "replace").strip() or "unknown"
-            os.close(handle)
-            raise StoreError(f"{path} is being written by process {holder}; end it, or name another file") from error
-        try:
-            same = os.fstat(handle).st_ino == os.stat(name).st_ino
-        except FileNotFoundError:
-            same = False
-        if same:
-            with contextlib.suppress(OSError):  # a full disk: the number is only for the message above
-                os.ftruncate(handle, 0)
-                os.write(handle, str(os.getpid()).encode())
-            return handle
-        os.close(handle)  # its former holder removed it between our open and our lock
-
-
-def _release_lock(path: Path, handle: int) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(_lock_path(path))
-    os.close(handle)

@@ -7,17 +7,15 @@ checkpointed from here. A database that the analyzer has not made yet is a Store
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
 import sqlite3
 import time
 from importlib.resources import files
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final
 
-from interlatent_live.analyzer.store import APPLICATION_ID, translated
+from interlatent_live.analyzer.lock import FileLock
+from interlatent_live.analyzer.store import APPLICATION_ID
+from interlatent_live.analyzer.writer import BUSY_S, Writer, translated
 from interlatent_live.analyzer.writes import Writes
 from interlatent_live.stream.errors import ForeignDatabase, StoreError
 
@@ -28,11 +26,10 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     "ALTER TABLE narration ADD COLUMN wording TEXT; ALTER TABLE narration ADD COLUMN worded_by TEXT",  # a language model's, if any
 )
 """Script n brings the explainer's tables from version n to n + 1."""
-_BUSY_S: Final = 5.0
 _COUNTED: Final = ("explanations", "attempts", "narration")
 
 
-class Notebook:
+class Notebook(Writer):
     """The writer's side. Not for several threads.
 
     `service`: take the lock that lets one process write explanations. False: for users' names only.
@@ -42,29 +39,30 @@ class Notebook:
         self.path = Path(path)
         if not self.path.is_file():
             raise StoreError(f"{self.path} does not exist; `interlatent-live analyze` makes it")
-        self._lock = _take_lock(self.path) if service else None
+        self._lock = FileLock(self.path, "explainer", "explained") if service else None
         try:
             with translated(self.path):
-                self._db = sqlite3.connect(self.path, isolation_level=None, timeout=_BUSY_S)
+                self.connection = sqlite3.connect(self.path, isolation_level=None, timeout=BUSY_S)
                 try:
                     self._prepare()
                 except BaseException:
-                    self._db.close()
+                    self.connection.close()
                     raise
-            self._ids = {t: int(self.one(f"SELECT coalesce(max(id), 0) FROM {t}")[0]) for t in _COUNTED}
+            self.count(*_COUNTED)
         except BaseException:
-            _release(self._lock)
+            if self._lock is not None:
+                self._lock.release()
             raise
 
     def _prepare(self) -> None:
-        application = int(self._db.execute("PRAGMA application_id").fetchone()[0])
-        tables = {row[0] for row in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        application = int(self.connection.execute("PRAGMA application_id").fetchone()[0])
+        tables = {row[0] for row in self.connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         if application != APPLICATION_ID and (application or tables):
             raise ForeignDatabase(f"{self.path} is a database of another program; name another file")
         if "ledger" not in tables:
             raise StoreError(f"{self.path} holds no analysis yet; wait until the analyzer has made its tables")
-        self._db.execute("PRAGMA synchronous=NORMAL")
-        self._db.execute("PRAGMA wal_autocheckpoint=0")  # the analyzer does that
+        self.connection.execute("PRAGMA synchronous=NORMAL")
+        self.connection.execute("PRAGMA wal_autocheckpoint=0")  # the analyzer does that
         version = self._version(tables)
         if version > len(MIGRATIONS):
             raise StoreError(f"{self.path}: its explanations were made by a newer build (version {version}): upgrade interlatent-live")
@@ -72,10 +70,10 @@ class Notebook:
             keys = "CREATE TABLE IF NOT EXISTS explainer_meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID"
             stamp = f"INSERT OR REPLACE INTO explainer_meta VALUES ('version', '{number + 1}')"
             try:
-                self._db.executescript(f"BEGIN IMMEDIATE; {keys}; {MIGRATIONS[number]}\n; {stamp}; COMMIT;")
+                self.connection.executescript(f"BEGIN IMMEDIATE; {keys}; {MIGRATIONS[number]}\n; {stamp}; COMMIT;")
             except BaseException as error:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
+                if self.connection.in_transaction:
+                    self.connection.execute("ROLLBACK")
                 # a name and a service that begin together: the other one was faster
                 if not (isinstance(error, sqlite3.OperationalError) and self._version(None) >= number + 1):
                     raise
@@ -83,28 +81,8 @@ class Notebook:
     def _version(self, tables: set[str] | None) -> int:
         if tables is not None and "explainer_meta" not in tables:
             return 0
-        row = self._db.execute("SELECT value FROM explainer_meta WHERE key = 'version'").fetchone()
+        row = self.connection.execute("SELECT value FROM explainer_meta WHERE key = 'version'").fetchone()
         return int(row[0]) if row else 0
-
-    def new_id(self, table: str) -> int:
-        """The next id of a table that counts its rows."""
-        self._ids[table] += 1
-        return self._ids[table]
-
-    def commit(self, writes: Writes) -> None:
-        """Write all of it or, raising a StoreError, none of it."""
-        if not writes:
-            return
-        with translated(self.path):
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                for sql, rows in writes:
-                    self._db.executemany(sql, rows)
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
 
     def commit_in_parts(self, writes: Writes, rows: int = 64) -> None:
         """Write rows that need not come together, a few at a time: this process runs below the analyzer's priority, and
@@ -123,53 +101,3 @@ class Notebook:
             "user_names", wall_ns=time.time_ns(), dictionary_hash=dictionary_hash, feature=feature, label=label, predicate=predicate,
         )  # fmt: skip
         self.commit(writes)
-
-    def one(self, sql: str, *values: Any) -> tuple[Any, ...]:
-        """The first row of a query, or ()."""
-        with translated(self.path):
-            row = self._db.execute(sql, values).fetchone()
-        return () if row is None else tuple(row)
-
-    def all(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
-        """All rows of a query."""
-        with translated(self.path):
-            return self._db.execute(sql, values).fetchall()
-
-    def close(self) -> None:
-        """Let go of the file. May be called twice."""
-        try:
-            with translated(self.path):
-                self._db.close()
-        finally:
-            _release(self._lock)
-            self._lock = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-
-def _take_lock(path: Path) -> int:
-    """The lock's file stays: removing it would let two processes hold locks on two files of one name."""
-    name = path.with_name(path.name + "-explainer")
-    try:
-        handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise StoreError(f"{name}: {error.strerror}; check that its folder may be written") from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        holder = os.read(handle, 32).decode("ascii", "replace").strip() or "unknown"
-        os.close(handle)
-        raise StoreError(f"{path} is being explained by process {holder}; end it, or wait until it has ended") from error
-    with contextlib.suppress(OSError):
-        os.ftruncate(handle, 0)
-        os.write(handle, str(os.getpid()).encode())
-    return handle
-
-
-def _release(handle: int | None) -> None:
-    if handle is not None:
-        os.close(handle)
