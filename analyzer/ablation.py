@@ -50,14 +50,17 @@ class AblateOptions:
     """Clean episodes for the action."""
     most: int | None = None
     """Measure the return of so many features only, those that move the action most; None: of all that are live."""
+    top: int | None = None
+    """Tell only of so many features, those that move the action most (all are tested); None: of all."""
     seed: int = 0
     """Which seeds: experiments of different numbers share none."""
     max_steps: int | None = None
     """Length of an episode, at most."""
 
     def __post_init__(self) -> None:
-        if self.look < 2 or self.episodes < 0 or (self.most is not None and self.most < 1):
-            raise DictionaryError(f"look is {self.look}, episodes {self.episodes}, most {self.most}; due: 2, 0 and 1 or more")
+        if self.look < 2 or self.episodes < 0 or min(self.most or 1, self.top or 1) < 1 or 0 in (self.most, self.top):
+            given = f"look is {self.look}, episodes {self.episodes}, most {self.most}, top {self.top}"
+            raise DictionaryError(f"{given}; due: 2, 0, 1 and 1 or more")
         if not 0 <= self.seed < 200 or max(self.look, self.episodes) > _SEEDS:
             raise DictionaryError(f"seed is {self.seed}; it must be 0 to 199, and there are at most {_SEEDS} episodes")
 
@@ -122,7 +125,7 @@ def ablate(
         "baseline": baseline, "live": len(live), "of": dictionary.features, "measured_return": len(measured),
         "prediction": {key: interval.plain() for key, interval in _predictions(rows, ranked, measured).items()},
         "found": {key: sum(rows[f][key]["q"] < 0.05 for f in which) for key, which in (("action", ranked), ("return", measured))},
-        "features": {str(f): rows[f] for f in ranked},
+        "features": {str(f): rows[f] for f in ranked[: options.top]},
     }  # fmt: skip
 
 

@@ -110,7 +110,8 @@ def load_effects(path: Path) -> CausalEffects:
 def save_effects(path: Path, found: Mapping[str, Any]) -> None:
     """Write what `ablation.ablate` found."""
     head = {"format": FORMAT, **{key: value for key, value in found.items() if key != "features"}}
-    body = ",\n".join(f"  {json.dumps(str(f))}: {json.dumps(row, allow_nan=False)}" for f, row in found["features"].items())
+    rows = {f: json.dumps(row, allow_nan=False, separators=(",", ":")) for f, row in found["features"].items()}
+    body = ",\n".join(f'  "{f}": {row}' for f, row in rows.items())
     start = json.dumps(head, indent=1, ensure_ascii=False, allow_nan=False).removesuffix("\n}")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f'{start},\n "features": {{\n{body}\n}}}}\n', encoding="utf-8")

@@ -99,7 +99,7 @@ def test_one_thing_can_be_tried_alone(dictionary: Dictionary) -> None:
     assert found["search"]["candidates"] == 4
     assert found["best"] == {"feature": PLANTED, "operation": "scale", "strength": 2.0, "dose": 2.0}
     assert found["controls"]["other"]["features"] == [0]
-    with pytest.raises(DictionaryError, match="scale:1.5"):
+    with pytest.raises(DictionaryError, match=r"scale:1\.5"):
         SteerOptions(tries=(("double", 1.0),))  # type: ignore[arg-type]
 
 

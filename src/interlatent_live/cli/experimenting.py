@@ -157,6 +157,7 @@ def ablate(
     episodes: Annotated[int, typer.Option(help="Pairs of episodes of each feature for the return; 0: the action only.", min=0)] = 500,
     look: Annotated[int, typer.Option(help="Clean episodes for the action.", min=2)] = 100,
     most: Annotated[int | None, typer.Option(help="The return of so many features only, those that move the action most.", min=1)] = None,
+    top: Annotated[int | None, typer.Option(help="Write only so many features, those that move the action most.", min=1)] = None,
     seed: Seed = 0,
     max_steps: Annotated[int | None, typer.Option(help="Length of an episode, at most.", min=1)] = None,
     out: Annotated[
@@ -177,9 +178,10 @@ def ablate(
     if out is None and chosen.path is None:
         raise DictionaryError(f"{chosen.name} stand in no folder; say with --out where to write")
     path = out or Path(chosen.path or ".") / FILE
-    options = ablation.AblateOptions(episodes=episodes, look=look, most=most, seed=seed, max_steps=max_steps)
+    options = ablation.AblateOptions(episodes=episodes, look=look, most=most, top=top, seed=seed, max_steps=max_steps)
     words = ["interlatent-live", "experiment", "ablate", "--agent", agent, "--dictionary", dictionary or chosen.name]
     words += ["--episodes", str(episodes), "--look", str(look), "--seed", str(seed)] + ([] if most is None else ["--most", str(most)])
+    words += [word for k, v in (("top", top), ("max-steps", max_steps)) if v is not None for word in (f"--{k}", str(v))]
     state = path.with_name(f".{path.name}.state.jsonl")
     total = episodes * (1 + min(chosen.features, most or chosen.features))
     try:
