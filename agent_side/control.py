@@ -105,7 +105,7 @@ class Control:
             self._monitor.rcvhwm = 100
             self._socket.bind(address)
             self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
-            self._token, self.token_file = write_token(run, boot)
+            self._token, self.token_file = write_token(run, boot, self.endpoint)
         except zmq.ZMQError as error:
             self._close_sockets()
             if error.errno == zmq.EADDRINUSE:

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from interlatent_live.agent_side.hooks import Unkept
 from interlatent_live.stream.intervention import Effects
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class Gauge:
     def attend(self, active: bool) -> None:
         """Listen to the model's passes while something is in force; between two passes, on the agent's thread."""
         if active and self._handle is None:
-            self._handle = self._model.register_forward_hook(self._passed, with_kwargs=True)
+            self._handle = self._model.register_forward_hook(Unkept(self._passed), with_kwargs=True)
         elif not active and self._handle is not None:
             self.detach()
 

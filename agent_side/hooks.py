@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from interlatent_live.agent_side.parts import Part
     from interlatent_live.agent_side.points import Point
 
-__all__ = ["dispatch_ns", "hook_on"]
+__all__ = ["Unkept", "dispatch_ns", "hook_on"]
 
 
 def hook_on(capture: Capture, index: int, point: Point, module: nn.Module) -> RemovableHandle:
@@ -78,6 +78,22 @@ def _steered(kind: Any, out: bool) -> type[_Hook]:
         return ((changed, *args[1:]), kwargs) if name is None else (args, kwargs | {name: changed})
 
     return type(f"{kind.__name__}Steered", (kind,), {"__slots__": (), "__call__": output if out else input})
+
+
+class Unkept:
+    """A function as a hook that is not copied, pickled or deep-copied with its module: there, it does nothing."""
+
+    __slots__ = ("_called",)
+
+    def __init__(self, called: Any) -> None:
+        self._called = called
+
+    def __call__(self, *args: Any) -> Any:
+        """What the function gives."""
+        return self._called(*args)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (nullcontext(), "__exit__")
 
 
 class _Hook:

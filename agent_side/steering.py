@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from interlatent_live.agent_side.effects import Gauge
+from interlatent_live.agent_side.hooks import Unkept
 from interlatent_live.agent_side.intervention import Act, Cause, Force, History, is_feature
 from interlatent_live.agent_side.policy import SteeringPolicy
 from interlatent_live.agent_side.rows import Applied
@@ -117,12 +118,17 @@ class Steering:
             if self.policy.action_limits is not None:
                 low, high = zip(*self.policy.action_limits, strict=True)
                 self._limits = torch.tensor(low), torch.tensor(high)
-                self._handle = model.register_forward_hook(self._limit)
+                self._handle = model.register_forward_hook(Unkept(self._limit))
 
     def close(self) -> None:
         """End everything; on the agent's thread, which steps no more."""
         self.end(None, "closed")
         self.adopt()
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Take the hooks off that are not the capture's, and change nothing any more."""
+        self.wanted = self.force = None
         if self._gauge is not None:
             self._gauge.detach()
         if self._handle is not None:
@@ -436,6 +442,8 @@ class Steering:
             self._gauge.attend(force is not None)
         if force is None:
             return
+        if self._gauge is not None and isinstance(row["action"], (int, np.integer)):
+            self._gauge.discrete = True
         for act in force.acts:
             if act.condition is not None and act.on is not None:
                 self._judge(act, row)

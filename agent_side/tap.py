@@ -609,6 +609,8 @@ class Tap(Sealer):
         self._sealing = False
         self._end_view = None
         self._why = None
+        if self._steering is not None:
+            self._steering.let_go()
         self._steering = self._capture.steering = None
         self._queue.clear()
         self._capture.detach()

@@ -27,7 +27,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from interlatent_live.stream.endpoint import connect_address, is_loopback, keep_alive
 from interlatent_live.stream.errors import MalformedMessage, SteeringError
-from interlatent_live.stream.keys import KeyRing, read_token, release_file
+from interlatent_live.stream.keys import KeyRing, named_token, read_token, release_file
 from interlatent_live.stream.manifest import ControlSpec, Manifest
 from interlatent_live.stream.subscriber import Subscriber
 
@@ -152,8 +152,8 @@ class ControlClient:
         Raises SteeringError where secrets are missing.
         """
         spec = ControlSpec(control, True) if isinstance(control, str) else control
-        self._file = token_file or spec.token_file
-        self._token = read_token(self._file) if token is None else token
+        self._file = token_file or ("" if token is not None or not spec.token_file else named_token(spec.token_file))
+        self._token, meant = read_token(self._file) if token is None else (token, spec.endpoint)
         self.client = client or f"{getpass.getuser()}@{os.uname().nodename}:{os.getpid()}"
         self._timeout_s = timeout_s
         self._clock: tuple[int, int] | None = None
@@ -167,6 +167,12 @@ class ControlClient:
         try:
             if spec.server_key:
                 self._secure(keys or KeyRing(), spec.server_key)
+            elif meant != spec.endpoint:
+                raise SteeringError(
+                    f"the stream takes requests at {spec.endpoint}, but the token is for {meant or 'another address'}: somebody else "
+                    "publishes there, or the agent was started again; the token is not sent",
+                    reason="token",
+                )
             elif is_loopback(address):
                 self._socket.plain_username, self._socket.plain_password = USER, self._token.encode()
             else:

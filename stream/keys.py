@@ -19,11 +19,11 @@ import zmq.auth
 
 from interlatent_live.stream.errors import SteeringError
 
-__all__ = ["KeyRing", "private_folder", "read_token", "release_file", "remove_token", "write_token"]
+__all__ = ["KeyRing", "named_token", "private_folder", "read_token", "release_file", "remove_token", "write_token"]
 
 _FOLDER: Final = "interlatent-live"
 _TOKEN_BYTES: Final = 32
-_MAX_TOKEN: Final = 256
+_MAX_TOKEN: Final = 512
 
 
 def private_folder(path: Path) -> Path:
@@ -40,38 +40,54 @@ def private_folder(path: Path) -> Path:
     return path
 
 
-def token_folder() -> Path:
-    """Where tokens lie."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    state = os.environ.get("XDG_STATE_HOME")
-    if runtime and os.access(runtime, os.W_OK):
-        return Path(runtime) / _FOLDER
-    return (Path(state) if state else Path.home() / ".local" / "state") / _FOLDER
+def token_folders() -> tuple[Path, ...]:
+    """Where tokens may lie; a new one is written into the first."""
+    runtime, state = os.environ.get("XDG_RUNTIME_DIR"), os.environ.get("XDG_STATE_HOME")
+    found = [Path(runtime)] if runtime and os.access(runtime, os.W_OK) else []
+    found += [Path(state)] if state else []
+    return tuple(place / _FOLDER for place in (*found, Path.home() / ".local" / "state"))
 
 
-def write_token(run: str, boot: str) -> tuple[str, Path]:
-    """A new token and its file, mode 0600, which nobody could read for a moment either. Raises SteeringError."""
+def named_token(path: str) -> Path:
+    """The file that a manifest names, if it is a token's. A manifest is not signed: any other file would be read, and sent to
+    whoever wrote it. Raises SteeringError."""
+    file = Path(path)
+    try:
+        place = file.resolve().parent
+        known = [folder.resolve() for folder in token_folders()]
+    except (OSError, ValueError, RuntimeError) as error:
+        raise SteeringError(f"{path[:200]!r} cannot be looked at ({error})", reason="token") from error
+    if file.suffix != ".token" or place not in known:
+        raise SteeringError(f"the stream names {path[:200]!r}, which is no token of yours; if you trust it: --token FILE", reason="token")
+    return file
+
+
+def write_token(run: str, boot: str, endpoint: str) -> tuple[str, Path]:
+    """A new token and its file, mode 0600, which nobody could read for a moment either; with the address that it is for, so
+    that nobody can have it sent elsewhere. Raises SteeringError."""
     token = secrets.token_urlsafe(_TOKEN_BYTES)
-    path = private_folder(token_folder()) / f"{run}-{boot}.token"
+    path = private_folder(token_folders()[0]) / f"{run}-{boot}.token"
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0), 0o600)
         with os.fdopen(handle, "w", encoding="ascii") as file:
-            file.write(token)
+            file.write(f"{token}\n{endpoint}\n")
     except OSError as error:
         raise SteeringError(f"{path}: {error.strerror}; the token of the control channel needs a file there", reason="keys") from error
     return token, path
 
 
-def read_token(path: str | os.PathLike[str]) -> str:
-    """The token in a file that is ours and that nobody else may read. Raises SteeringError."""
+def read_token(path: str | os.PathLike[str]) -> tuple[str, str]:
+    """Token and address in a file that is ours and that nobody else may read. Raises SteeringError."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         with os.fdopen(handle, "rb") as file:
             status = os.fstat(file.fileno())
+            if status.st_uid != os.getuid():
+                raise SteeringError(f"{path} belongs to user {status.st_uid}; a token is a file of your own", reason="token")
             if stat.S_IMODE(status.st_mode) & 0o077:
                 mode = stat.filemode(status.st_mode)
                 raise SteeringError(f"{path} is {mode}: others may read it, so it is no secret; chmod 600 it", reason="token")
-            token = file.read(_MAX_TOKEN).decode("ascii").strip()
+            token, _, endpoint = file.read(_MAX_TOKEN).decode("ascii").strip().partition("\n")
     except FileNotFoundError as error:
         remedy = "the agent has ended, or runs elsewhere (copy its token, --token FILE)"
         raise SteeringError(f"{path} is not there: {remedy}", reason="token") from error
@@ -79,7 +95,7 @@ def read_token(path: str | os.PathLike[str]) -> str:
         raise SteeringError(f"{path} cannot be read as a token ({error}); ask the agent's owner", reason="token") from error
     if not token:
         raise SteeringError(f"{path} is empty; start the agent again", reason="token")
-    return token
+    return token.strip(), endpoint.strip()
 
 
 def release_file(token_file: str | os.PathLike[str]) -> Path:

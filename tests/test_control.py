@@ -97,7 +97,7 @@ def peer(agent: Agent, password: str | None = None) -> Iterator[zmq.Socket[bytes
     dealer = context.socket(zmq.DEALER)
     dealer.linger = 0
     dealer.plain_username = USER
-    dealer.plain_password = (read_token(agent.control.token_file) if password is None else password).encode()
+    dealer.plain_password = (read_token(agent.control.token_file)[0] if password is None else password).encode()
     dealer.connect(agent.control.endpoint)
     try:
         yield dealer
@@ -158,8 +158,9 @@ def test_the_token_is_private_and_goes_with_the_agent() -> None:
         path = Path(agent.control.token_file)
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
-        token = read_token(path)
+        token, endpoint = read_token(path)
         assert len(token) > 40
+        assert endpoint == agent.control.endpoint
         path.chmod(0o644)
         with pytest.raises(SteeringError, match="others may read it"):
             agent.client()
@@ -167,6 +168,17 @@ def test_the_token_is_private_and_goes_with_the_agent() -> None:
     assert not path.exists()
     with pytest.raises(SteeringError, match="is not there: the agent has ended"):
         ControlClient(spec)
+
+
+def test_a_manifest_that_lies_gets_neither_a_file_nor_the_token(tmp_path: Path) -> None:
+    secret = tmp_path / "id_ed25519"
+    secret.write_text("private")
+    secret.chmod(0o600)
+    for named in (str(secret), str(tmp_path / "state" / "interlatent-live" / ".." / ".." / "id_ed25519"), "\0", "/dev/zero"):
+        with pytest.raises(SteeringError, match=r"no token of yours|cannot be looked at"):
+            ControlClient(ControlSpec("tcp://127.0.0.1:9", True, named))
+    with Agent() as agent, pytest.raises(SteeringError, match="the token is not sent"):
+        ControlClient(ControlSpec("tcp://127.0.0.1:9", True, agent.control.token_file))  # a trap, with the true token's file
 
 
 def test_who_does_not_have_the_token_is_not_even_read() -> None:
@@ -178,7 +190,7 @@ def test_who_does_not_have_the_token_is_not_even_read() -> None:
         with context.socket(zmq.DEALER) as naked:  # no PLAIN at all
             naked.linger = 0
             naked.connect(agent.control.endpoint)
-            naked.send(Request("release_all", "x" * 16, "nobody", read_token(agent.control.token_file)).pack())
+            naked.send(Request("release_all", "x" * 16, "nobody", read_token(agent.control.token_file)[0]).pack())
             until(lambda: agent.refused("handshake") > 0)
             assert not naked.poll(0)
         context.term()
@@ -186,7 +198,7 @@ def test_who_does_not_have_the_token_is_not_even_read() -> None:
 
 def test_what_is_late_replayed_too_frequent_or_makes_no_sense_is_refused_with_a_counted_reason() -> None:
     with Agent(requests_per_s=20) as agent, peer(agent) as dealer:
-        token = read_token(agent.control.token_file)
+        token, _ = read_token(agent.control.token_file)
         now = int(ask(dealer, Request("hello", "h" * 16, "me", token)).result["monotonic_ns"])
 
         def request(op: str, deadline_s: float = 10, id: str = "", token: str = token, **args: Any) -> Reply:
@@ -267,7 +279,7 @@ def survives(messages: int) -> None:
         with agent.client() as client:
             client.steer(operation="ablate", feature=4, ttl_s=290)
         with peer(agent) as dealer:
-            token = read_token(agent.control.token_file)
+            token, _ = read_token(agent.control.token_file)
             id = secrets.token_hex(8)
             now = int(ask(dealer, Request("hello", "h" * 16, "me", token)).result["monotonic_ns"])
             assert ask(dealer, Request("steer", id, "me", token, now + int(9e9), {"operation": "ablate", "feature": 3})).ok

@@ -44,6 +44,7 @@ def test_the_control_is_in_the_manifest_only_where_there_is_one() -> None:
     with_control = Manifest("r", "b", 1, 1, control=ControlSpec("tcp://127.0.0.1:9", True, "/run/x.token", ""))
     assert Manifest.from_dict(with_control.to_dict()) == with_control
     assert with_control.hash != plain.hash
+    broken: Any
     for broken in ({"control": 5}, {"control": {}}):
         with pytest.raises(WireError):
             Manifest.from_dict(plain.to_dict() | broken)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 import time
 from pathlib import Path
 from typing import Any
@@ -365,3 +366,27 @@ def test_the_store_and_a_replay_hold_the_same_interventions(tmp_path: Path) -> N
     assert (second.first_seq, second.next_seq, second.cause) == (7, 9, "closed")
     assert any(column is not None for column in columns)
     assert verify(tmp_path / "a.db", tmp_path / "b.db") is None
+
+
+def test_a_copy_of_a_steered_model_is_not_steered() -> None:
+    model = mlp().eval()
+    policy = il.SteeringPolicy(control="", dictionaries=[dictionary_of(model)], action_limits=[(-1, 1)] * 2)
+    with il.Tap(model, ["1:out", "3:out"], run="c", endpoint="", steering=policy) as tap:
+        plain = drive(model, tap)
+        tap.steer(4, clamp=9.0)
+        assert not torch.equal(drive(model, tap), plain)
+        for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            with torch.inference_mode():
+                assert torch.equal(other(torch.from_numpy(OBSERVATION)[None]), plain)
+
+
+def test_a_compiled_model_is_steered() -> None:
+    model = mlp().eval()
+    dictionary = dictionary_of(model)
+    compiled: Any = torch.compile(model, backend="eager")
+    with il.Tap(compiled, ["1:out", "3:out"], run="c", endpoint="", steering=quiet(dictionaries=[dictionary], allow_mismatch=True)) as tap:
+        plain = drive(compiled, tap, 2)
+        with tap.steer(4, clamp=9.0):
+            steered = drive(compiled, tap)
+        assert torch.allclose(steered, by_hand(mlp().eval(), dictionary, Edit("clamp", 9.0, feature=4)), atol=1e-5)
+        assert torch.equal(drive(compiled, tap), plain)
