@@ -13,8 +13,8 @@ from bench.synthetic import Synthetic
 
 from interlatent_live.analyzer.blobs import unpack_columns
 from interlatent_live.analyzer.codes import Codes
+from interlatent_live.analyzer.door import Analyzer
 from interlatent_live.analyzer.queries import Reader
-from interlatent_live.analyzer.service import Analyzer
 from interlatent_live.analyzer.store import Store
 from interlatent_live.stream.wire import Bye, Heartbeat, Picture, Signals
 

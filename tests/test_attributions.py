@@ -10,9 +10,10 @@ import pytest
 from tests.stream_samples import attribution, batch, heartbeat, manifest
 
 from interlatent_live.analyzer.digest import digest
+from interlatent_live.analyzer.door import Analyzer
 from interlatent_live.analyzer.queries import Reader
 from interlatent_live.analyzer.retention import Retention
-from interlatent_live.analyzer.service import Analyzer, analyze_recording
+from interlatent_live.analyzer.service import analyze_recording
 from interlatent_live.analyzer.store import MIGRATIONS, Store
 from interlatent_live.analyzer.writes import Writes
 from interlatent_live.stream.attribution import Attribution

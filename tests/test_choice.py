@@ -13,9 +13,10 @@ from bench.synthetic import Synthetic
 
 from interlatent_live.analyzer.choice import MAX_NEURONS, Mismatch, choose
 from interlatent_live.analyzer.dictionary import Dictionary, DictionaryConfig
+from interlatent_live.analyzer.door import Analyzer
 from interlatent_live.analyzer.registry import VARIABLE
 from interlatent_live.analyzer.report import report
-from interlatent_live.analyzer.service import Analyzer, analyze_recording
+from interlatent_live.analyzer.service import analyze_recording
 from interlatent_live.analyzer.store import Store
 from interlatent_live.stream.errors import DictionaryError, DictionaryMismatch
 from interlatent_live.stream.manifest import TapPointSpec

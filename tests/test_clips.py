@@ -15,9 +15,10 @@ from bench.synthetic import Synthetic
 from interlatent_live.analyzer.clips import Clips, clips_folder
 from interlatent_live.analyzer.dictionary import Dictionary, DictionaryConfig
 from interlatent_live.analyzer.digest import verify
+from interlatent_live.analyzer.door import Analyzer
 from interlatent_live.analyzer.queries import Reader
 from interlatent_live.analyzer.records import Drift
-from interlatent_live.analyzer.service import Analyzer, analyze_recording
+from interlatent_live.analyzer.service import analyze_recording
 from interlatent_live.analyzer.store import MIGRATIONS, Store
 from interlatent_live.analyzer.writes import Writes
 from interlatent_live.stream.frames import FrameBatch

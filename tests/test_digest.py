@@ -9,8 +9,9 @@ import pytest
 from bench.synthetic import Synthetic
 
 from interlatent_live.analyzer.digest import RETIRED, digest, verify
+from interlatent_live.analyzer.door import Analyzer
 from interlatent_live.analyzer.report import report
-from interlatent_live.analyzer.service import Analyzer, analyze_recording
+from interlatent_live.analyzer.service import analyze_recording
 from interlatent_live.analyzer.store import Store
 from interlatent_live.analyzer.writes import Writes
 from interlatent_live.stream.errors import ForeignDatabase, StoreError

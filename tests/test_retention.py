@@ -8,8 +8,8 @@ import pytest
 from bench.synthetic import Synthetic
 
 from interlatent_live.analyzer.digest import digest
+from interlatent_live.analyzer.door import Analyzer
 from interlatent_live.analyzer.retention import Retention
-from interlatent_live.analyzer.service import Analyzer
 from interlatent_live.analyzer.store import Store
 from interlatent_live.stream.errors import StoreError
 from interlatent_live.stream.wire import Picture

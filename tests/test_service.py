@@ -16,8 +16,9 @@ import pytest
 from bench.synthetic import Synthetic
 
 from interlatent_live.analyzer.digest import verify
+from interlatent_live.analyzer.door import Analyzer
 from interlatent_live.analyzer.report import report
-from interlatent_live.analyzer.service import Analyzer, analyze_recording, analyze_stream
+from interlatent_live.analyzer.service import analyze_recording, analyze_stream
 from interlatent_live.analyzer.store import Store
 from interlatent_live.stream.errors import StoreError, StoreFull
 from interlatent_live.stream.publisher import Publisher

@@ -21,8 +21,9 @@ from tests.test_service import agent, balanced, committed, until
 from interlatent_live.analyzer.choice import choose
 from interlatent_live.analyzer.dictionary import Dictionary, DictionaryConfig
 from interlatent_live.analyzer.digest import digest, hash_of, verify
+from interlatent_live.analyzer.door import Analyzer
 from interlatent_live.analyzer.following import Followed, follow_folder, swaps_of
-from interlatent_live.analyzer.service import Analyzer, analyze_recording
+from interlatent_live.analyzer.service import analyze_recording
 from interlatent_live.analyzer.store import Store
 from interlatent_live.stream.errors import DictionaryError, DictionaryMismatch, StoreError
 from interlatent_live.stream.recording import Recorder
