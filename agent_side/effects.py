@@ -61,7 +61,7 @@ class Spread:
         if action is None or action.dtype.kind != "f":
             return
         rows = action if steered is None else action[(steered < 0).all(axis=1)]
-        values = rows.reshape(len(rows), -1).astype(np.float64)
+        values = rows.reshape(len(rows), math.prod(action.shape[1:])).astype(np.float64)
         values = values[np.isfinite(values).all(axis=1)]
         if not len(values):
             return

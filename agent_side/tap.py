@@ -539,9 +539,9 @@ class Tap(Sealer):
                 break
         if rows and self._stacker is not None:
             for batch in self._stacker.batches(rows):
+                yield batch
                 if self._steering is not None:
                     self._steering.learn(batch)
-                yield batch
         self._tell()
 
     def _logged(self) -> Iterator[Message]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from tests.test_steering import by_hand
 from torch import nn
 
 import interlatent_live as il
+from interlatent_live.agent_side.effects import Spread
 from interlatent_live.agent_side.tap import Tap
 from interlatent_live.analyzer.edit import Edit
 from interlatent_live.analyzer.queries import Reader
 from interlatent_live.analyzer.service import analyze_recording
 from interlatent_live.stream.errors import SteeringError
+from interlatent_live.stream.frames import BASE_COLUMNS, FrameBatch
 from interlatent_live.stream.intervention import Effects
 from interlatent_live.stream.reading import Recording
 
@@ -126,6 +129,29 @@ def test_continuous_actions_are_compared_in_standard_deviations_of_the_unsteered
         plain = model(torch.from_numpy(OBSERVATION)[None])[0].numpy()
         expected = np.sqrt((((steered - plain) / np.std(actions, axis=0, ddof=1)) ** 2).mean())
         assert act.effect == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_deviations_are_those_of_all_unsteered_frames_however_they_were_cut() -> None:
+    rng = np.random.default_rng(3)
+    actions = rng.normal(size=(300, 3)).astype(np.float32) * [1, 10, 0.1] + [0, 1e4, 5]
+    steered = rng.random(300) < 0.3
+    steered[40:60] = True  # a batch of which nothing is left
+    actions[7] = np.nan
+    spread = Spread()
+    for begin, end in pairwise([0, 1, 2, 40, 60, 200, 300]):
+        n = end - begin
+        columns = {name: np.zeros(n, dtype) for name, dtype in BASE_COLUMNS.items()}
+        columns["action"] = actions[begin:end].astype(np.float32)
+        if begin:
+            columns["intervention"] = np.where(steered[begin:end], 0, -1).astype(np.int32)[:, None]
+        spread.add(FrameBatch("r", "b", "m", begin, 0, columns))
+    steered[0] = False
+    kept = actions[~steered & np.isfinite(actions).all(1)].astype(np.float32).astype(np.float64)
+    found = spread.deviations(3)
+    assert spread.frames == len(kept)
+    assert found is not None
+    assert np.allclose(found.numpy(), kept.std(0, ddof=1), rtol=1e-5)
+    assert spread.deviations(2) is None
 
 
 def test_a_gaussian_policy_and_a_distribution_of_the_users_give_a_kl() -> None:
