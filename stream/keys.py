@@ -66,14 +66,28 @@ def write_token(run: str, boot: str, endpoint: str) -> tuple[str, Path]:
     """A new token and its file, mode 0600, which nobody could read for a moment either; with the address that it is for, so
     that nobody can have it sent elsewhere. Raises SteeringError."""
     token = secrets.token_urlsafe(_TOKEN_BYTES)
-    path = private_folder(token_folders()[0]) / f"{run}-{boot}.token"
+    folder = private_folder(token_folders()[0])
+    _sweep(folder)
+    path = folder / f"{run}-{boot}.token"
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0), 0o600)
         with os.fdopen(handle, "w", encoding="ascii") as file:
-            file.write(f"{token}\n{endpoint}\n")
+            file.write(f"{token}\n{endpoint}\n{os.getpid()}\n")
     except OSError as error:
         raise SteeringError(f"{path}: {error.strerror}; the token of the control channel needs a file there", reason="keys") from error
     return token, path
+
+
+def _sweep(folder: Path) -> None:
+    """Take away tokens of processes that ended without doing so."""
+    for path in folder.glob("*.token"):
+        try:
+            pid = int(path.read_text("ascii").split("\n")[2])
+            os.kill(pid, 0)
+        except (ProcessLookupError, IndexError, ValueError):
+            remove_token(path)
+        except OSError:  # of another's process by now, or gone meanwhile
+            continue
 
 
 def read_token(path: str | os.PathLike[str]) -> tuple[str, str]:
@@ -87,7 +101,7 @@ def read_token(path: str | os.PathLike[str]) -> tuple[str, str]:
             if stat.S_IMODE(status.st_mode) & 0o077:
                 mode = stat.filemode(status.st_mode)
                 raise SteeringError(f"{path} is {mode}: others may read it, so it is no secret; chmod 600 it", reason="token")
-            token, _, endpoint = file.read(_MAX_TOKEN).decode("ascii").strip().partition("\n")
+            token, endpoint, _ = (*file.read(_MAX_TOKEN).decode("ascii").split("\n"), "", "")[:3]
     except FileNotFoundError as error:
         remedy = "the agent has ended, or runs elsewhere (copy its token, --token FILE)"
         raise SteeringError(f"{path} is not there: {remedy}", reason="token") from error

@@ -26,7 +26,7 @@ import interlatent_live as il
 from interlatent_live.agent_side.tap import Tap
 from interlatent_live.stream.control import USER, ControlClient, Reply, Request, find_agent
 from interlatent_live.stream.errors import SteeringError
-from interlatent_live.stream.keys import KeyRing, read_token
+from interlatent_live.stream.keys import KeyRing, read_token, write_token
 from interlatent_live.stream.manifest import ControlSpec
 
 
@@ -179,6 +179,21 @@ def test_a_manifest_that_lies_gets_neither_a_file_nor_the_token(tmp_path: Path) 
             ControlClient(ControlSpec("tcp://127.0.0.1:9", True, named))
     with Agent() as agent, pytest.raises(SteeringError, match="the token is not sent"):
         ControlClient(ControlSpec("tcp://127.0.0.1:9", True, agent.control.token_file))  # a trap, with the true token's file
+
+
+def test_tokens_of_agents_that_were_killed_are_swept(tmp_path: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        write_token("killed", "b", "tcp://127.0.0.1:9")
+        os._exit(0)
+    os.waitpid(child, 0)
+    left = tmp_path / "state" / "interlatent-live" / "killed-b.token"
+    assert left.exists()
+    with Agent() as agent:
+        assert not left.exists()
+        with Agent() as other:
+            assert Path(agent.control.token_file).exists()
+            assert Path(other.control.token_file).exists()
 
 
 def test_who_does_not_have_the_token_is_not_even_read() -> None:

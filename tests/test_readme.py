@@ -95,8 +95,8 @@ def test_demo(folder: Path) -> None:
 
 
 ONCE = (
-    "info", "export", "recover", "digest", "points", "dict train", "dict card",
-    "dict frontier", "dict list", "probe", "explain", "explanations", "diff", "search", "plot", "experiment steer", "experiment ablate", "doctor",
+    "info", "export", "recover", "digest", "points", "dict train", "dict card", "dict frontier", "dict list", "probe", "explain",
+    "explanations", "diff", "search", "plot", "experiment steer", "experiment ablate", "keys", "doctor",
 )
 
 
