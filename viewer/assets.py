@@ -9,7 +9,7 @@ from jinja2 import Environment
 
 __all__ = ["SCRIPTS", "read", "template"]
 
-SCRIPTS: Final = ("draw.js", "time.js", "lists.js", "keys.js", "save.js", "learn.js", "why.js", "page.js")
+SCRIPTS: Final = ("draw.js", "time.js", "lists.js", "keys.js", "save.js", "learn.js", "why.js", "tokens.js", "page.js")
 
 
 def read(name: str) -> str:

@@ -42,7 +42,7 @@ window.idraw = (() => {
       host.addEventListener("pointermove", (e) => hovered(e, name));
       host.addEventListener("pointerenter", () => window.itime.send({ op: "hold", on: true }));
       host.addEventListener("pointerleave", () => { hover = null; tip(null); dirty = true; window.itime.send({ op: "hold", on: false }); });
-      host.addEventListener("click", (e) => { const t = timeAt(e, host); if (t !== null) window.itime.send({ op: "time", to: t }); });
+      host.addEventListener("click", (e) => { const t = timeAt(e, host); if (t !== null) window.itime.send({ op: "time", to: t }); const said = hover?.row == null ? null : window.ilive.row(hover.row); if (said && window.itokens.active()) window.itokens.shade(said.feature); });
     }
     resized();
     requestAnimationFrame(step);

@@ -27,6 +27,9 @@ window.ilive = (() => {
     if (args.state.data.json[0]) state(args.state);
     picture(args.picture);
     if (args.why.data.json[0]) window.iwhy.show(args.why);
+    window.itokens.ready();
+    if (args.tokens.data.json[0]) window.itokens.show(args.tokens);
+    if (args.prompts.data.json[0]) window.itokens.prompts(args.prompts);
     window.idraw.ready(args);
     if (args.timeline.data.json[0]) timeline(args.timeline);
     frames(args.frames);
@@ -52,6 +55,7 @@ window.ilive = (() => {
     told = true;
     window.itime.moved(p);
   }
+    window.itokens.moved(p);
 
   function timeline(source) { window.itime.timeline(JSON.parse(source.data.json[0])); }
 
@@ -156,7 +160,7 @@ window.ilive = (() => {
       name.title = row.said ? `${row.said.about}\nClick to pin or unpin` : "Click to pin or unpin";
       name.append(node("span", "pin"), node("b", "", row.name));
       if (row.said) name.append(node("span", "l", row.said.label), node("span", row.said.stale ? "s stale" : "s", row.said.score));
-      name.addEventListener("click", () => window.itime.send({ op: "pin", what: String(row.feature) }));
+      name.addEventListener("click", () => window.itokens.active() ? window.itokens.choose(row.feature) : window.itime.send({ op: "pin", what: String(row.feature) }));
       item.append(name, node("span", "d", row.duty));
       return item;
     }), ...empty);
@@ -168,6 +172,7 @@ window.ilive = (() => {
     const host = document.querySelector(".scalars"), key = JSON.stringify(list);
     document.querySelector(".learns").hidden = !list.length;
     if (host.dataset.key === key) return;
+    window.itokens.mark();
     host.dataset.key = key;
     host.replaceChildren(...list.map((s) => {
       const item = node("div"), svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
@@ -274,5 +279,5 @@ window.ilive = (() => {
     }, 1000);
   }
 
-  return { ready, lost, state, why: (source) => window.iwhy.show(source), picture, frames, timeline, aged, features: (source) => window.ilists.features(source), file: (source) => window.isave.file(source), row: (i) => rows[i] };
+  return { ready, lost, state, why: (source) => window.iwhy.show(source), tokens: (source) => window.itokens.show(source), prompts: (source) => window.itokens.prompts(source), picture, frames, timeline, aged, features: (source) => window.ilists.features(source), file: (source) => window.isave.file(source), row: (i) => rows[i] };
 })();

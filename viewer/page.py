@@ -28,6 +28,7 @@ from interlatent_live.viewer.offer import offer, told
 from interlatent_live.viewer.sheet import sheet
 from interlatent_live.viewer.state import features, state
 from interlatent_live.viewer.text import plain
+from interlatent_live.viewer.text_panel import Texts
 from interlatent_live.viewer.theme import GLYPHS, bokeh_theme
 from interlatent_live.viewer.view import MAX_PINS, TABS, View, pin_of
 from interlatent_live.viewer.why import STALE_S, why
@@ -50,6 +51,8 @@ class Page:
         self.pins, self.tab, self.note = view.pins, view.tab, ""
         self.wanted: View | None = view
         """The view of the address, until there are frames to open it on."""
+        self.shade = view.shade
+        """Feature that shades a language model's text."""
         self.held_until = 0.0
         self.greeted = False
         """Whether the browser has taken the whole and now needs what is new alone."""
@@ -75,6 +78,7 @@ class Page:
         self.live: Drawing = feed.drawing
         """What is drawn while live."""
         self.increments = Increments()
+        self.texts = Texts(feed)
         self.picture: tuple[str, int] = ("", -1)
         self.snapshot: Snapshot | None = None
         self.sent: dict[str, Any] = {}
@@ -120,6 +124,10 @@ class Page:
             self.tab = command["to"]
         elif op == "pin":
             self._pin(str(command["what"]))
+        elif op == "shade":
+            self._shade(command["feature"])
+        elif op == "prompt":
+            self._go_to_prompt(int(command["to"]))
         elif op == "csv":
             self._csv()
         elif op == "learn":
@@ -128,6 +136,19 @@ class Page:
             self._change({"boot": None, "at": None})
         else:
             self.cursor.obey(command, self.live)
+
+    def _shade(self, feature: Any) -> None:
+        """Shade the text by a feature; None: each token by its strongest."""
+        most = self.feed.dictionary.features if self.feed.dictionary is not None else 0
+        self.shade = feature if isinstance(feature, int) and 0 <= feature < most else None
+
+    def _go_to_prompt(self, prompt: int) -> None:
+        """Go to a prompt's first token, in another row of the batch if it is there."""
+        place = self.texts.first_seq(prompt)
+        if place is not None and place[0] != self.feed.env:
+            self._change({"env": place[0], "at": place[1]})
+        elif place is not None:
+            self.cursor.obey({"op": "seek", "to": place[1]}, self.live)
 
     def _learn(self) -> None:
         """Start what is offered; the browser says only that it is wanted."""
@@ -162,7 +183,9 @@ class Page:
         self._look_at(taken, speed)
         self.hub.drop(before)
         self.feed.pull()
-        self.wanted = View(at=at, speed=speed, pins=self.pins, tab=self.tab)
+        if source != before.source:
+            self.shade = None  # features of another dictionary
+        self.wanted = View(at=at, speed=speed, pins=self.pins, tab=self.tab, shade=self.shade)
         self._open()
 
     def _open(self) -> None:
@@ -184,12 +207,13 @@ class Page:
     def view(self) -> View:
         """What is looked at now."""
         if self.wanted is not None:
-            return dataclasses.replace(self.wanted, pins=self.pins, tab=self.tab)
+            return dataclasses.replace(self.wanted, pins=self.pins, tab=self.tab, shade=self.shade)
         clip, feed = self.cursor.clip, self.feed
         boot = feed.boot.boot if feed.boot and (clip is not None or not feed.newest) else None
         return View(
             boot=boot, env=feed.env, source=feed.source, at=None if clip is None else clip.seq, playing=self.cursor.playing,
             speed=self.cursor.speed, loop=self.cursor.loop, pins=self.pins, tab=self.tab,
+            shade=self.shade,
         )  # fmt: skip
 
     def _csv(self) -> None:
@@ -229,6 +253,7 @@ class Page:
         if moved or cursor.live:
             self._picture(at)
             self._why(at)
+        self._text()
         if moved or self.slow != feed.slow or self.sent.get("freshness") != feed.freshness().state:
             if hurried or (moved and cursor.playing and self.slow == feed.slow and not self._due()):
                 self.slow = self.slow if cursor.playing else -1
@@ -308,6 +333,21 @@ class Page:
         fits = dictionary is not None and dictionary.kind != "neurons"
         data = why(row, age_s, {}, labels, fits=fits, name=dictionary.name if dictionary else "")
         self.sources.why.data = {"json": [json.dumps(data)]}
+
+    def _text(self) -> None:
+        """A language model's tokens about the cursor, and its prompts."""
+        feed, dictionary = self.feed, self.feed.dictionary
+        shade = self.shade if dictionary is not None and self.shade is not None and self.shade < dictionary.features else None
+        try:
+            made = self.texts.message(self.cursor.moment(), shade, whole=not self.greeted)
+            listed = self.texts.prompts() if self._differs("prompts", (feed.slow, feed.boot and feed.boot.boot)) else []
+        except StoreError as error:
+            log.debug("no text: %s", error)
+            return
+        if made is not None:
+            self.sources.tokens.data = {"json": [json.dumps(made)]}
+        if listed and self._differs("listed", listed):
+            self.sources.prompts.data = {"json": [json.dumps(listed)]}
 
     def _slow(self, at: int | None, drawing: Drawing) -> None:
         """What changes with seconds, and with the cursor."""

@@ -54,6 +54,9 @@ class Sources:
     features: ColumnDataSource = field(default_factory=lambda: _source(json=[""]))
     picture: ColumnDataSource = field(default_factory=lambda: _source(uri=[""]))
     why: ColumnDataSource = field(default_factory=lambda: _source(json=[""]))
+    tokens: ColumnDataSource = field(default_factory=lambda: _source(json=[""]))
+    """A language model's text, as increments; nothing of an agent."""
+    prompts: ColumnDataSource = field(default_factory=lambda: _source(json=[""]))
     timeline: ColumnDataSource = field(default_factory=lambda: _source(json=[""]))
     file: ColumnDataSource = field(default_factory=lambda: _source(name=[], text=[]))
     """What the browser shall save."""
@@ -62,7 +65,8 @@ class Sources:
 
     def own(self) -> dict[str, ColumnDataSource]:
         """What the page's scripts draw, by the name of the function in page.js that does."""
-        return {name: getattr(self, name) for name in ("frames", "state", "features", "picture", "why", "timeline", "file")}
+        names = ("frames", "state", "features", "picture", "why", "tokens", "prompts", "timeline", "file")
+        return {name: getattr(self, name) for name in names}
 
 
 def _nice(value: float) -> float:

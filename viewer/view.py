@@ -49,6 +49,8 @@ class View:
     """First and last frame that playback repeats."""
     pins: tuple[Pair, ...] = ()
     tab: str = TABS[0]
+    shade: int | None = None
+    """Feature that shades a language model's text; None: each token's strongest."""
 
     @classmethod
     def read(cls, arguments: Mapping[str, Sequence[bytes]]) -> View:
@@ -70,6 +72,7 @@ class View:
             boot=text("boot"), env=whole(text("env")) or 0, source=text("source"), at=whole(text("at")), playing=text("play") == "1",
             speed=speed, loop=(loop[0], loop[1]) if loop[0] is not None and loop[1] is not None and loop[0] < loop[1] else None,
             pins=tuple(dict.fromkeys(p for p in pins if p is not None)), tab=tab if tab in TABS else TABS[0],
+            shade=whole(text("shade")),
         )  # fmt: skip
 
     def query(self) -> list[tuple[str, str]]:
@@ -92,4 +95,6 @@ class View:
         found.extend(("pin", pin_text(p)) for p in self.pins)
         if self.tab != TABS[0]:
             found.append(("tab", self.tab))
+        if self.shade is not None:
+            found.append(("shade", str(self.shade)))
         return found
