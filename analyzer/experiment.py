@@ -170,10 +170,14 @@ def steer(
     arms = [run(c.label, splice_of_edit(dictionary, c.edit)) for c, _ in found]
     p = np.array([p_of_difference(base.value, arm.value) for arm in arms])
     effects = [change(base.value, arm.value, whole) for arm in arms]
+    falls = [int(arm.fell.sum()) for arm in arms]
     rows = [
-        {**c.told, "searched_percent": searched, "effect_percent": effect.plain(), "p": float(one), "p_holm": float(adjusted)}
-        for (c, searched), effect, one, adjusted in zip(found, effects, p, holm(p), strict=True)
-    ]
+        {
+            **c.told, "searched_percent": searched, "effect_percent": effect.plain(), "p": float(one), "p_holm": float(adjusted),
+            "falls": fell,
+        }
+        for (c, searched), effect, one, adjusted, fell in zip(found, effects, p, holm(p), falls, strict=True)
+    ]  # fmt: skip
     best, arm, effect = found[0][0], arms[0], effects[0]
     note("controls")
     controls = _controls(run, dictionary, best, features, activity, options, base, whole)
