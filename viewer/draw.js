@@ -51,13 +51,13 @@ window.idraw = (() => {
   // New rows and columns behind those known, or all of another drawing; and where the cursor is.
   function frames(source) {
     const d = source.data, m = JSON.parse(d.json[0] || "{}");
-    if (m.n === undefined || !d.t[0]) return;
-    const t = d.t[0], v = d.v[0], tile = d.tile[0], rows = models.height;
+    if (m.n === undefined || !d.bytes[0]) return;
+    const b = d.bytes[0], whole = b.buffer.slice(b.byteOffset, b.byteOffset + b.byteLength), wide = m.series * 3, rows = models.height;
+    const t = new Float64Array(whole, 0, m.lines), v = new Float32Array(whole, 8 * m.lines, m.lines * wide), tile = new Uint8Array(whole, 8 * m.lines + 4 * m.lines * wide);
     if (m.fresh) {
-      known = { t: [], v: Array.from({ length: m.series * 3 }, () => []) };
+      known = { t: [], v: Array.from({ length: wide }, () => []) };
       ring = { levels: new Uint8Array(rows * m.columns), columns: m.columns, first: m.first, head: m.first - 1, column_s: m.column_s };
     }
-    const wide = known.v.length;
     for (let i = 0; i < t.length; i++) {
       known.t.push(t[i]);
       for (let k = 0; k < wide; k++) known.v[k].push(v[i * wide + k]);
@@ -67,7 +67,7 @@ window.idraw = (() => {
       known.t.splice(0, gone);
       known.v.forEach((column) => column.splice(0, gone));
     }
-    const count = tile.length / rows;
+    const count = m.count;
     for (let c = 0; c < count; c++) {
       const at = (m.first + c) % ring.columns;
       for (let row = 0; row < rows; row++) ring.levels[row * ring.columns + at] = tile[row * count + c];

@@ -82,6 +82,7 @@ class Feed:
         self.slow = 0
         """Rises with every reading of what changes slowly."""
         self._pulled = self._slow_at = -float("inf")
+        self._period_looked = -1
         self._identity: tuple[int, int] | None = None
         self._failing_since: float | None = None
         self._reset(None)
@@ -254,14 +255,15 @@ class Feed:
         self.window.extend(pieces)
         for part in pieces:
             self._note_episodes(part)
-        if not self.rows or not self._same_period():
+        if not self.rows or (self._period_looked < self.slow and not self._same_period()):
             self._choose_rows()
             self._drawings.clear()  # none of them was pushed: pages see that theirs no longer grows, and ask again
             self._redraw()
         else:
+            together = merge(pieces)
             for drawing in self._drawings:
-                for part in pieces:
-                    drawing.push(part)
+                if together is not None:
+                    drawing.push(together)
         newest = self.reader.picture(boot, self.env)
         if newest is not None and (self.picture is None or newest.seq != self.picture.seq):
             self.picture = newest
@@ -359,6 +361,7 @@ class Feed:
     # choosing and drawing
 
     def _same_period(self) -> bool:
+        self._period_looked = self.slow
         period = self.window.period_s
         return period is None or 0.5 < period / self.drawing.period_s < 2
 

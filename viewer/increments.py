@@ -13,15 +13,13 @@ __all__ = ["Increment", "Increments"]
 
 
 class Increment(NamedTuple):
-    """Binary columns, and what they mean: see `draw.js`."""
+    """What is new, and what it means: see `draw.js`."""
 
-    t: npt.NDArray[np.float64]
-    """(n,) frame time of new rows of the strips, s."""
-    v: npt.NDArray[np.float32]
-    """(n, series × 3) mean, least, most of each series."""
-    tile: npt.NDArray[np.uint8]
-    """(rows, m) levels of the raster's columns from `about['first']` on."""
+    bytes: npt.NDArray[np.uint8]
+    """Little-endian, one behind the other, for every array is two messages more: (n,) float64 frame times of new rows of the strips,
+    s; (n, series × 3) float32 mean, least, most of each series; (raster's rows, m) uint8 levels of its columns."""
     about: dict[str, Any]
+    """n, m (as `count`), the first column's number and the sizes."""
     new: bool
 
 
@@ -44,8 +42,7 @@ class Increments:
         self._count, self._head = series.count, raster.head
         about = {
             "fresh": fresh, "first": first, "columns": raster.columns, "column_s": raster.column_s, "limit": series.limit,
-            "series": 2 * len(drawing.pairs), "rows": len(drawing.rows),
+            "series": 2 * len(drawing.pairs), "lines": len(table), "count": tile.shape[1],
         }  # fmt: skip
-        return Increment(
-            np.ascontiguousarray(table[:, 0]), np.ascontiguousarray(table[:, 1:], np.float32), np.ascontiguousarray(tile), about, new
-        )
+        parts = table[:, 0].astype("<f8").tobytes(), table[:, 1:].astype("<f4").tobytes(), tile.tobytes()
+        return Increment(np.frombuffer(b"".join(parts), np.uint8), about, new)

@@ -292,7 +292,7 @@ class Page:
         made = self.increments.take(drawing, whole=not self.greeted)
         if self._differs("place", place) or made.new:
             place |= {"now": time.time() * 1e3, **made.about}
-            self.sources.frames.data = {"t": [made.t], "v": [made.v], "tile": [made.tile], "json": [json.dumps(place)]}
+            self.sources.frames.data = {"bytes": [made.bytes], "json": [json.dumps(place)]}
 
     def _picture(self, at: int | None) -> None:
         feed = self.feed

@@ -45,7 +45,7 @@ def _source(**data: Any) -> ColumnDataSource:
 class Sources:
     """What a session shows."""
 
-    frames: ColumnDataSource = field(default_factory=lambda: _source(t=[None], v=[None], tile=[None], json=[""]))
+    frames: ColumnDataSource = field(default_factory=lambda: _source(bytes=[None], json=[""]))
     """What draw.js paints, as increments, and where the cursor is."""
     cells: ColumnDataSource = field(default_factory=lambda: _source(**{name: [] for name in COLUMNS}))
     quality: ColumnDataSource = field(default_factory=lambda: _source(t=[], fvu=[]))
