@@ -53,7 +53,7 @@ _LOG_S: Final = 10.0
 _PEERS: Final = 256
 _IDS: Final = 8_192
 _ARGUMENTS: Final = frozenset(
-    {"operation", "strength", "feature", "direction", "point", "dictionary", "unit", "typical", "ttl_s", "when", "condition", "env",
+    {"operation", "strength", "feature", "direction", "point", "dictionary", "unit", "typical", "ttl_s", "when", "env",
      "shadow", "max_effect", "reason"}
 )  # fmt: skip
 
@@ -273,7 +273,7 @@ class Control:
         args = dict(request.args)
         if unknown := sorted(set(args) - _ARGUMENTS):
             raise SteeringError(f"steer knows no {unknown[0][:40]!r}", reason="bad_request")
-        when, text = args.pop("when", None), args.pop("condition", "")
+        when = args.pop("when", None)
         direction = args.pop("direction", None)
         if direction is not None:
             if not isinstance(direction, bytes) or not direction or len(direction) % 4:
@@ -286,7 +286,7 @@ class Control:
             raise SteeringError("steer needs an operation, and a feature or a direction", reason="bad_request")
         if "typical" in args and (isinstance(args["typical"], bool) or not isinstance(args["typical"], (int, float))):
             raise SteeringError("typical is a number", reason="bad_request")
-        condition = None if when is None else Condition.from_data(when, str(text))
+        condition = None if when is None else Condition.from_data(when)
         act = self._steering.start(**args, condition=condition, author=request.client, id=request.id, leased=True)
         _LOG.warning("run %s: intervention %s by %s: %s %s", self._run, act.id, act.author, act.edit.operation, act.reason)
         return next((item for item in self._steering.listing() if item["id"] == act.id), {"id": act.id})

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -22,6 +23,8 @@ MAX_LAG: Final = 10_000
 """Longest lag and longest change, in steps."""
 _MAX_CLAUSES: Final = 4
 _MAX_NAME: Final = 128
+_NAME: Final = re.compile(r"[^\W\d][\w.]*(?:\[\d+\])*")
+_WORDS: Final = ("and", "or", "not", "change")
 _COMPARE: Final[Mapping[str, Callable[[float, float], bool]]] = {
     ">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le, "==": operator.eq, "!=": operator.ne,
 }  # fmt: skip
@@ -34,6 +37,14 @@ class _Clause:
     value: float
     lag: int
     change: int
+
+    def __str__(self) -> str:
+        name = self.name if _NAME.fullmatch(self.name) and self.name.lower() not in _WORDS else f"`{self.name}`"
+        if self.lag:
+            name = f"{name}[-{self.lag}]"
+        elif self.change:
+            name = f"change({name}, {self.change})"
+        return f"{name} {self.comparison} {repr(self.value).removesuffix('.0')}"
 
     def truth(self, look: Callable[[str, int], float]) -> bool | None:
         """`look(name, steps back)` gives NaN for what is unknown."""
@@ -49,11 +60,9 @@ class Condition:
 
     join: str
     groups: tuple[tuple[_Clause, ...], ...]
-    text: str = ""
-    """The same for people."""
 
     @classmethod
-    def from_data(cls, data: Any, text: str = "") -> Condition:
+    def from_data(cls, data: Any) -> Condition:
         """Raises PredicateError for anything that is no predicate over numbers."""
         groups = data.get("groups") if isinstance(data, Mapping) else None
         join = data.get("join", "or") if isinstance(data, Mapping) else None
@@ -62,7 +71,16 @@ class Condition:
         built = tuple(tuple(map(_clause, group)) if isinstance(group, (list, tuple)) else () for group in groups)
         if not all(built) or sum(map(len, built)) > _MAX_CLAUSES:
             raise PredicateError(f"a condition has 1 to {_MAX_CLAUSES} clauses, and none of its groups is empty")
-        return cls(str(join), built, str(text)[:2000])
+        return cls(str(join), built)
+
+    @property
+    def text(self) -> str:
+        """The same for people, as `explainer.grammar` prints it."""
+        inside = " and " if self.join == "or" else " or "
+        parts = [inside.join(map(str, group)) for group in self.groups]
+        if self.join == "and":
+            parts = [f"({part})" if len(group) > 1 else part for part, group in zip(parts, self.groups, strict=True)]
+        return f" {self.join} ".join(parts)
 
     @property
     def names(self) -> tuple[str, ...]:

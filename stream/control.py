@@ -219,7 +219,7 @@ class ControlClient:
 
     def steer(self, **args: Any) -> dict[str, Any]:
         """Start an intervention: operation, strength, feature or direction and point, dictionary, unit, typical, ttl_s, when
-        (a condition's data), condition (its text), env, shadow, max_effect, reason. What it became; renew it."""
+        (a condition's data), env, shadow, max_effect, reason. What it became; renew it."""
         if args.get("direction") is not None:
             import struct
 

@@ -38,7 +38,8 @@ def test_a_condition_holds_where_the_predicate_holds(
     groups: list[list[Clause]], join: Any, rows: list[tuple[float, float]], cut: int
 ) -> None:
     predicate = Predicate(join=join, groups=tuple(tuple(group) for group in groups))
-    condition = Condition.from_data(predicate.model_dump(), str(predicate))
+    condition = Condition.from_data(predicate.model_dump())
+    assert condition.text == str(predicate)
     episode = [int(i >= cut) for i in range(len(rows))]
     table = Table({"a": [a for a, _ in rows], "b": [b for _, b in rows]}, episode=episode)
     history = History(condition, 1)
@@ -57,6 +58,8 @@ def test_the_text_of_a_condition_is_that_of_the_one_grammar() -> None:
     assert condition.names == ("pole_angle", "f4")
     assert condition.reach == 0
     assert il.Tap.parse_condition("change(x, 7) > 0").reach == 7
+    for text in ("`and` > 1 or obs[3][-2] <= -0.5", "(a > 1 or b.c != 1e-09) and `two words` == 3", "x >= 1e+22"):
+        assert il.Tap.parse_condition(text).text == text
     for text, message in (("x >", "expected a number"), ("topic == physics", "compares numbers with finite numbers")):
         with pytest.raises(PredicateError, match=message):
             il.Tap.parse_condition(text)

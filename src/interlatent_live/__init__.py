@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from interlatent_live.analyzer.dictionary import Dictionary
     from interlatent_live.analyzer.run import Run
     from interlatent_live.analyzer.run import open_run as open
-    from interlatent_live.tokens import tokens
     from interlatent_live.stream.condition import Condition
+    from interlatent_live.tokens import tokens
 
     __version__: str
 
@@ -112,5 +112,4 @@ def _condition(text: str) -> Condition:
         raise SteeringError("conditions need pydantic: pip install 'interlatent-live[explainer]'") from error
     from interlatent_live.stream.condition import Condition
 
-    predicate = parse(text)
-    return Condition.from_data(predicate.model_dump(), str(predicate))
+    return Condition.from_data(parse(text).model_dump())

@@ -246,8 +246,7 @@ def _condition(text: str | None) -> dict[str, Any]:
         from interlatent_live.stream.errors import SteeringError
 
         raise SteeringError("--when needs pydantic: pip install 'interlatent-live[explainer]'") from error
-    predicate = parse(text)
-    return {"when": predicate.model_dump(), "condition": str(predicate)}
+    return {"when": parse(text).model_dump()}
 
 
 def _numbers(path: Path) -> list[float]:
