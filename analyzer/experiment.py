@@ -16,7 +16,7 @@ Statistics: `analyzer.paired`. Episodes come from `analyzer.trial`, with common 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
@@ -129,7 +129,7 @@ def planned(options: SteerOptions, features: int) -> int:
     for i in range(options.rounds):
         total += (left + 1) * options.first * 2**i
         left = max(options.finalists, math.ceil(left * options.keep))
-    controls = options.directions + 1 + min(options.others, max(0, features - 1))
+    controls = options.directions + 1 + options.others
     doses = options.doses or max(map(len, _DOSES.values()))
     return total + (1 + options.finalists + controls + doses) * options.episodes
 
@@ -180,7 +180,7 @@ def steer(
     ]  # fmt: skip
     best, arm, effect = found[0][0], arms[0], effects[0]
     note("controls")
-    controls = _controls(run, dictionary, best, features, activity, options, base, whole)
+    controls = _controls(run, dictionary, best, activity, options, base, whole)
     note("dose-response")
     curve = _curve(run, dictionary, best, activity, options, base, whole)
     random_mean = abs(controls["random"]["mean"])
@@ -255,7 +255,7 @@ def _search(
 
 
 def _controls(
-    run: Callable[[str, Splice | None], Trial], dictionary: Dictionary, best: Candidate, features: Sequence[int], activity: Activity,
+    run: Callable[[str, Splice | None], Trial], dictionary: Dictionary, best: Candidate, activity: Activity,
     options: SteerOptions, base: Trial, whole: float | None,
 ) -> dict[str, Any]:  # fmt: skip
     generator = torch.Generator().manual_seed(options.seed)
@@ -266,7 +266,7 @@ def _controls(
         direction *= row.norm() / direction.norm()
         random.append(run(f"{best.label} random {i}", splice_of_edit(_with_row(dictionary, best.feature, direction), best.edit)))
     wrong = run(f"{best.label} wrong sign", splice_of_edit(_with_row(dictionary, best.feature, -row), best.edit))
-    rest = [f for f in features if f != best.feature]
+    rest = [f for f in activity.live if f != best.feature]
     chosen = sorted(np.random.default_rng(options.seed).permutation(rest)[: options.others].tolist())
     same = [of_dose(f, best.operation, best.dose, activity) for f in chosen]
     others = [run(c.label, splice_of_edit(dictionary, c.edit)) for c in same]
