@@ -54,8 +54,8 @@ window.ilive = (() => {
     if (!told) window.ilists.tab(p.tab);   // as the address says; afterwards it is chosen here
     told = true;
     window.itime.moved(p);
-  }
     window.itokens.moved(p);
+  }
 
   function timeline(source) { window.itime.timeline(JSON.parse(source.data.json[0])); }
 
