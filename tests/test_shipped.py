@@ -33,7 +33,7 @@ def test_a_dictionary_is_of_its_agents_weights_and_tap_points(name: str) -> None
 
 def test_they_are_what_ships() -> None:
     names = [d.name for d in registry.shipped()]
-    small = {f"cartpole-reinforce-{latents}" for latents in (2, 4, 8)}
+    small = {f"cartpole-reinforce-{latents}" for latents in (2, 4, 8)} | {"smollm2-mlp15"}
     least = {"cartpole", "cartpole-reinforce", "humanoid", "mspacman"} | small
     assert least <= set(names) <= {agent.dictionary for agent in AGENTS.values()} | small
 

@@ -19,7 +19,8 @@ __all__: list[str] = []
 def probe(
     recording: Annotated[Path, typer.Argument(help="A recording.")],
     at: Annotated[str, typer.Option("--at", help="Tap point.")],
-    metric: Annotated[str, typer.Option(help="Metric to predict.")],
+    metric: Annotated[str | None, typer.Option(help="Metric to predict.")] = None,
+    label: Annotated[str | None, typer.Option(help="Instead: a label of a language model's prompts.")] = None,
     dictionary: Annotated[
         str | None, typer.Option(help="Name or path; default: one that fits the recording's model and reads or writes the point; 'none'.")
     ] = None,
@@ -34,6 +35,10 @@ def probe(
         import sklearn  # noqa: F401 - asked for before a recording is read
     except ImportError as error:
         raise DictionaryError("probes need scikit-learn, which is not installed: pip install 'interlatent-live[explainer]'") from error
+    from interlatent_live.analyzer.label_probe import probe_label
     from interlatent_live.analyzer.probe import probe as run
 
-    print_result(run(recording, at, metric, dictionary, seed), as_json)
+    if (metric is None) == (label is None):
+        raise typer.BadParameter("give either --metric NAME or --label NAME")
+    found = run(recording, at, metric, dictionary, seed) if metric else probe_label(recording, at, label or "", dictionary, seed)
+    print_result(found, as_json)
