@@ -73,9 +73,10 @@ class Trial:
 class Trier:
     """Tries predicates on the newest frames of one database."""
 
-    def __init__(self, path: Path | str, *, max_frames: int = FRAMES) -> None:
+    def __init__(self, path: Path | str, *, max_frames: int = FRAMES, point: str | None = None) -> None:
+        """`point`: the tap point whose features are meant; None: the analyzer's own preference."""
         self._path = Path(path)
-        self._source = Source(self._path, max_frames=max_frames)
+        self._source = Source(self._path, max_frames=max_frames, point=point)
         self._frames: Frames | None = None
         self._live: list[int] = []
 
@@ -96,11 +97,16 @@ class Trier:
         return self._source.subject
 
     @property
-    def vocabulary(self) -> Vocabulary:
-        """What a predicate may name here, with units."""
+    def frames(self) -> Frames:
+        """What is kept, the newest frames; StoreError where there is nothing yet."""
         self.refresh()
         assert self._frames is not None
-        return self._frames.table.vocabulary
+        return self._frames
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What a predicate may name here, with units."""
+        return self.frames.table.vocabulary
 
     def names(self) -> tuple[str, ...]:
         """The same as names alone."""

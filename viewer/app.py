@@ -18,6 +18,8 @@ from tornado.ioloop import IOLoop, PeriodicCallback
 
 from interlatent_live.stream.errors import EndpointError, EndpointInUse
 from interlatent_live.viewer.access import Access
+from interlatent_live.viewer.answers import routes
+from interlatent_live.viewer.finding import Finder
 from interlatent_live.viewer.hub import Hub
 from interlatent_live.viewer.offer import Starter
 from interlatent_live.viewer.page import application
@@ -65,17 +67,18 @@ def serve(
         if error.errno == errno.EADDRINUSE:
             raise EndpointInUse(f"port {port} of {address} is taken; name another with --port, or 0 for a free one") from error
         raise EndpointError(f"the page cannot be served at {address}:{port}: {error.strerror}") from error
-    hub = Hub(db, starter)
+    hub, finder = Hub(db, starter), Finder(db)
     handler = FunctionHandler(application(hub))
     loop = IOLoop()
     try:
         server = Server(
             {"/": Application(handler)}, io_loop=loop, port=port, address=address, num_procs=1,
             check_unused_sessions_milliseconds=2_000, unused_session_lifetime_milliseconds=15_000,
-            keep_alive_milliseconds=10_000, **access.options(),
+            keep_alive_milliseconds=10_000, extra_patterns=routes(finder, access), **access.options(),
         )  # fmt: skip
     except OSError as error:
         loop.close()
+        finder.close()
         raise EndpointError(f"the page cannot be served at {address}:{port}: {error.strerror}") from error
     url = f"http://{f'[{address}]' if ':' in address else address}:{server.port}/"
 
@@ -96,4 +99,5 @@ def serve(
         server.stop()
         server.unlisten()
         hub.close()
+        finder.close()
         loop.close(all_fds=True)

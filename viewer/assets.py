@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+import json
 from importlib.resources import files
 from typing import Any, Final
 
 from jinja2 import Environment
 
-__all__ = ["SCRIPTS", "read", "template"]
+__all__ = ["SCRIPTS", "document", "read", "template"]
 
-SCRIPTS: Final = ("draw.js", "time.js", "lists.js", "keys.js", "save.js", "learn.js", "why.js", "tokens.js", "page.js")
+SCRIPTS: Final = ("draw.js", "time.js", "lists.js", "keys.js", "save.js", "learn.js", "why.js", "find.js", "tokens.js", "page.js")
 
 _EXTRAS: Final = re.compile(r"<script[^>]*/bokeh-(?:gl|widgets|tables|mathjax)[^>]*></script>")
 """2.7 MB of Bokeh that no figure here uses: half of the time to the first paint."""
@@ -26,6 +27,16 @@ def template() -> Any:
     environment = Environment(autoescape=False)  # Bokeh hands in markup of its own; nothing of a run's is put in here
     environment.filters["core"] = lambda scripts: _EXTRAS.sub("", str(scripts))
     source = read("template.html")
-    for name in ("page.css", *SCRIPTS):
+    for name in ("page.css", "find.css", *SCRIPTS):
         source = source.replace(f"/* {name} */", read(name))
     return environment.from_string(source)
+
+
+def document(name: str, data: Any, **body: bool) -> str:
+    """A page without Bokeh, from `<name>.html`: its script draws `data`. `body`: set as data attributes where true."""
+    made = read(f"{name}.html")
+    for part in ("page.css", f"{name}.css", f"{name}.js"):
+        made = made.replace(f"/* {part} */", read(part))
+    text = json.dumps(data, allow_nan=False).replace("<", "\\u003c")  # ASCII, and no tag can begin in it
+    attributes = " ".join(f"data-{key}" for key, on in body.items() if on)
+    return made.replace("data-body", attributes).replace('"data of the page"', text)

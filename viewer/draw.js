@@ -442,7 +442,7 @@ window.idraw = (() => {
   const quantile = (q) => (ages.length < 20 ? null : [...ages].sort((a, b) => a - b)[Math.min(ages.length - 1, Math.floor(ages.length * q))]);
 
   return {
-    ready, frames, colours, stats, tip, clock, ages, quantile,
+    ready, frames, colours, stats, tip, clock, ages, quantile, timeAt,
     age: () => (place.live && newest !== null && ages.length ? Date.now() - clock0 - place.wall : null),
     rows: (count) => { used = Math.max(count, 8); resized(); },
     pairs: (list) => { pairs = list; dirty = true; },

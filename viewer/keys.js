@@ -32,10 +32,11 @@ window.ikeys = (() => {
       "]": () => t.loopTo(),
       l: () => t.unloop(),
       "/": () => window.ilists.search(),
+      c: () => q("#clip").click(),
     }[e.key];
     const scrolls = where.matches?.(".lines, .table, .health") && /^(Page|Home|End)/.test(e.key);
     if (e.key === " " && !button) t.toggle();
-    else if (/^[1-4]$/.test(e.key)) window.ilists.choose(window.ilists.TABS[Number(e.key) - 1]);
+    else if (/^[1-5]$/.test(e.key)) window.ilists.choose(window.ilists.TABS[Number(e.key) - 1]);
     else if (act && !scrolls) act();
     else return;
     e.preventDefault();

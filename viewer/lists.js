@@ -2,8 +2,8 @@
 // The right column: tabs, sentences, and the list of features and metrics.
 window.ilists = (() => {
   const q = (query) => document.querySelector(query), all = (query) => [...document.querySelectorAll(query)];
-  const TABS = ["says", "goes", "features", "health"];
-  let list = [], found = "", shown = "says";
+  const TABS = ["says", "goes", "features", "ask", "health"];
+  let list = [], found = window.ifind.state.find ?? "", shown = "says";
 
   function node(tag, name, value) {
     const made = document.createElement(tag);
@@ -26,7 +26,7 @@ window.ilists = (() => {
       });
     });
     q("#search").addEventListener("input", (e) => { found = e.target.value; fill(); });
-    q("#search").addEventListener("keydown", (e) => { if (e.key === "Escape") { e.target.value = found = ""; fill(); e.target.blur(); } });
+    q("#search").addEventListener("keydown", (e) => { if (e.key === "Escape") { e.target.value = found = ""; e.target.dispatchEvent(new Event("input")); e.target.blur(); } });
     const table = q(".table");
     table.addEventListener("pointerenter", () => window.itime.send({ op: "hold", on: true }));
     table.addEventListener("pointerleave", () => window.itime.send({ op: "hold", on: false }));
@@ -62,8 +62,8 @@ window.ilists = (() => {
 
   function fill() {
     const words = found.toLowerCase().split(/\s+/).filter(Boolean);
-    const rows = list.filter((f) => words.every((w) => `${f.name} ${f.label} ${f.goes}`.toLowerCase().includes(w)));
-    const key = JSON.stringify(rows), host = q(".table tbody");
+    const rows = window.ifind.pick(list, words);
+    const key = JSON.stringify([rows, window.ifind.href(0)]), host = q(".table tbody");
     q(".nothing").hidden = rows.length > 0 || !list.length;
     if (host.dataset.key === key) return;
     host.dataset.key = key;
@@ -76,8 +76,12 @@ window.ilists = (() => {
       pin.append(node("span", "pin"));
       pin.addEventListener("click", () => window.itime.send({ op: "pin", what: f.pin }));
       cell.append(pin);
-      if (f.name) what.append(node("span", "who-is", f.name));
-      what.append(f.label);
+      if (f.name) {
+        const more = node("a");
+        more.href = window.ifind.href(f.by.feature);
+        more.append(node("span", "who-is", f.name), f.label);
+        what.append(more);
+      } else what.append(f.label);
       if (f.about) what.title = f.about;
       row.append(cell, what, node("td", f.stale ? "n stale" : "n", f.score), node("td", "n", f.share), node("td", "r", f.goes));
       return row;
@@ -114,5 +118,5 @@ window.ilists = (() => {
     }));
   }
 
-  return { ready, choose, tab, search, features, lines, TABS };
+  return { ready, choose, tab, search, features, fill, lines, TABS };
 })();

@@ -36,6 +36,7 @@ window.ilive = (() => {
     window.ilists.ready();
     if (args.features.data.json[0]) window.ilists.features(args.features);
     window.ikeys.ready();
+    window.ifind.ready();
     window.isave.ready(args);
     for (const name of ["env", "source", "boot"]) {
       document.querySelector(`[data-select=${name}]`).addEventListener("change", (e) => {
@@ -119,6 +120,7 @@ window.ilive = (() => {
     select("env", s.envs > 1 ? Array.from({ length: Math.min(s.envs, 512) }, (_, i) => [String(i), `environment ${i} of ${s.envs}`]) : [], String(s.env));
     window.ilearn.show(s.learn);
     select("source", Object.keys(s.sources).length > 1 ? Object.entries(s.sources) : [], s.source);
+    window.ifind.about(s);
     labels(s.rows);
     window.idraw.pairs(s.pairs);
     select("boot", s.boots.length > 1 ? s.boots : [], s.boot);
@@ -144,7 +146,7 @@ window.ilive = (() => {
 
   // Names at the left of the raster's rows, shares at their right. A name pins its feature.
   function labels(list) {
-    const key = JSON.stringify(list);
+    const key = JSON.stringify([list, window.ifind.href(0)]);
     const host = document.querySelector(".rows");
     if (host.dataset.key === key) return;
     host.dataset.key = key;
@@ -157,11 +159,16 @@ window.ilive = (() => {
       const item = node("li"), name = node("button", "n");
       name.dataset.row = row.feature;
       name.setAttribute("aria-pressed", String(row.pinned));
-      name.title = row.said ? `${row.said.about}\nClick to pin or unpin` : "Click to pin or unpin";
+      name.title = "Pin or unpin";
       name.append(node("span", "pin"), node("b", "", row.name));
-      if (row.said) name.append(node("span", "l", row.said.label), node("span", row.said.stale ? "s stale" : "s", row.said.score));
+      const more = node("a", "o");
+      more.href = window.ifind.href(row.feature);
+      more.title = row.said ? `${row.said.about}\nClick for everything about it` : "Everything about it";
+      more.setAttribute("aria-label", `About ${row.name}${row.said ? " " + row.said.label : ""}`);
+      if (row.said) more.append(node("span", "l", row.said.label), node("span", row.said.stale ? "s stale" : "s", row.said.score));
+      else more.append(node("span", "l more", "about it"));
       name.addEventListener("click", () => window.itokens.active() ? window.itokens.choose(row.feature) : window.itime.send({ op: "pin", what: String(row.feature) }));
-      item.append(name, node("span", "d", row.duty));
+      item.append(name, more, node("span", "d", row.duty));
       return item;
     }), ...empty);
     if (focused !== undefined) host.querySelector(`[data-row="${focused}"]`)?.focus();

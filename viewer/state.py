@@ -80,12 +80,14 @@ def features(feed: Feed, pins: Sequence[Pair]) -> list[dict[str, Any]]:
     """The list of features and metrics: what each is called, how often active, and what it goes with."""
     snapshot, pinned = feed.snapshot, {pin_text(p) for p in pins}
     strongest: dict[int, str] = {}
+    largest: dict[int, float] = {}
     if snapshot is not None and len(snapshot.metrics):
         with np.errstate(invalid="ignore"):
             r = np.where(snapshot.q < SIGNIFICANT, snapshot.r, np.nan)
         for feature, row in zip(snapshot.features, r, strict=True):
             if np.isfinite(row).any():
                 j = int(np.nanargmax(np.abs(row)))
+                largest[int(feature)] = round(float(row[j]), 4)
                 strongest[int(feature)] = f"{plain(snapshot.metrics[j], 30)} {row[j]:+.2f}".replace("-", "−")
     order = sorted(feed.shares, key=lambda f: -feed.shares[f])[:FEATURES]
     found = [
@@ -93,6 +95,7 @@ def features(feed: Feed, pins: Sequence[Pair]) -> list[dict[str, Any]]:
             "pin": str(f), "pinned": str(f) in pinned, "kind": "feature", "name": feed.label(f),
             "label": said["label"] if said else "", "about": said["about"] if said else "", "score": said["score"] if said else "",
             "stale": said["stale"] if said else "", "share": _percent(feed.shares[f]), "goes": strongest.get(f, ""),
+            "by": {"feature": f, "score": _known(feed, f), "share": round(feed.shares[f], 4), "r": largest.get(f)},
         }
         for f, said in zip(order, labels(order, feed.explanations), strict=True)
     ]  # fmt: skip
@@ -105,6 +108,12 @@ def features(feed: Feed, pins: Sequence[Pair]) -> list[dict[str, Any]]:
         for m in metrics
     ]  # fmt: skip
     return found
+
+
+def _known(feed: Feed, feature: int) -> float | None:
+    """Its score as a number."""
+    said = feed.explanations.get(feature)
+    return None if said is None or said.score is None else said.score.balanced_accuracy
 
 
 def _percent(share: float) -> str:

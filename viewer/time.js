@@ -113,12 +113,22 @@ window.itime = (() => {
   }
 
   // The address says what is looked at; it is written at most every half second.
-  let written = 0, due = null;   // ms
+  let written = 0, due = null, unwritten = null;   // ms
   function address(view) {
     const query = new URLSearchParams(view).toString(), wanted = query ? "?" + query : "";
     clearTimeout(due);
-    if (location.search === wanted) return;
-    due = setTimeout(() => { written = performance.now(); history.replaceState(null, "", location.pathname + wanted); }, Math.max(60, written + 500 - performance.now()));
+    unwritten = location.search === wanted ? null : wanted;
+    if (unwritten === null) return;
+    due = setTimeout(settle, Math.max(60, written + 500 - performance.now()));
+  }
+
+  // Now: somebody leaves, and will come back to it.
+  function settle() {
+    clearTimeout(due);
+    if (unwritten === null) return;
+    written = performance.now();
+    history.replaceState(null, "", location.pathname + unwritten + location.hash);
+    unwritten = null;
   }
 
   function painted() {
@@ -270,5 +280,5 @@ window.itime = (() => {
     paint();
   }
 
-  return { ready, send, moved, painted, timeline, colours, lags, toggle, live, step, episode, seek, first, faster, loop, loopFrom, loopTo, unloop: () => range(null), preview, about, say, data: () => (known() ? line : null), count: () => counted, place: () => place };
+  return { ready, send, moved, settle, painted, timeline, colours, lags, toggle, live, step, episode, seek, first, faster, loop, loopFrom, loopTo, unloop: () => range(null), preview, about, say, data: () => (known() ? line : null), count: () => counted, place: () => place };
 })();

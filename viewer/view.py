@@ -14,7 +14,7 @@ from interlatent_live.viewer.choice import Pair
 __all__ = ["MAX_PINS", "SPEEDS", "TABS", "View", "pin_of", "pin_text"]
 
 SPEEDS: Final = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-TABS: Final = ("says", "goes", "features", "health")
+TABS: Final = ("says", "goes", "features", "ask", "health")
 MAX_PINS: Final = 6
 _LONGEST: Final = 400
 
