@@ -5,6 +5,8 @@
   metric divided by its standard deviation), since it is the near misses that a wrong explanation gets wrong.
 - Profile: density, when in the episode it is active, which actions go with it, how each metric differs.
 
+- Of a language model: the text of each window, with the activation at each token from 0 to 10.
+
 Values keep four significant digits, unknown is null, keys have one order: equal data gives equal JSON and equal hash on
 every machine. Windows show the metrics that differ most and those named in `always`; 20 windows of 7 frames and 6
 metrics are about 16 kB of JSON. Pure; about 30 ms a feature at 10,000 frames of 44 metrics, most of it near misses.
@@ -23,6 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from interlatent_live.explainer.labelled import TOKEN
 from interlatent_live.explainer.table import Table
 from interlatent_live.stream.errors import PredicateError
 
@@ -33,6 +36,10 @@ Floats = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
 
 QUANTILES = 10
+LEVELS = 10
+"""Steps in which the activation at a token is told."""
+_TOKENS_BEFORE, _TOKENS_AFTER = 12, 4
+"""Of a window of text: it takes more of it to be understood."""
 _PHASES = 10
 _DIFFERENCES = 12
 _SEARCH = 20_000
@@ -57,6 +64,9 @@ class Window:
     """The feature's activation, None where it was not encoded."""
     values: dict[str, tuple[float | None, ...]]
     """Metrics, action, reward and done, frame by frame."""
+    tokens: tuple[tuple[str | None, int | None], ...] | None = None
+    """Of a language model: each token's text, and the feature's activation as a whole number from 0 to 10, its largest among the
+    training frames."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +126,11 @@ class Evidence:
 
     def to_json(self) -> str:
         """Canonical JSON."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        data = asdict(self)
+        for window in (*data["peaks"], *data["contrasts"]):
+            if window["tokens"] is None:  # an agent's frames have no text
+                del window["tokens"]
+        return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
     @property
     def hash(self) -> str:
@@ -144,7 +158,8 @@ def gather(
     chosen = dict.fromkeys([*always, *ranked[:shown]])
     columns = {m: table.number(m) for m in chosen}
     columns |= {n: table.numbers[n] for n in (*actions, "reward", "terminated", "truncated") if n in table.numbers}
-    picture = _Picture(table, feature, columns, np.arange(-before, after + 1))
+    before, after = (_TOKENS_BEFORE, _TOKENS_AFTER) if TOKEN in table.labels else (before, after)
+    picture = _Picture(table, feature, columns, np.arange(-before, after + 1), float(np.abs(frames.values).max(initial=0.0)))
     centres, ranks = _peaks(frames)
     seed = zlib.crc32(f"{feature}/{len(frames.order)}".encode())
     near = _near(frames, table, ranked, centres, contrasts // 2, before + after)
@@ -255,8 +270,8 @@ def _quiet(frames: _Frames, table: Table, gap: int) -> Mask:
 class _Picture:
     """Cuts windows out of a table."""
 
-    def __init__(self, table: Table, feature: int, columns: dict[str, Any], offsets: Rows) -> None:
-        self._table, self._columns, self._offsets = table, columns, offsets
+    def __init__(self, table: Table, feature: int, columns: dict[str, Any], offsets: Rows, largest: float) -> None:
+        self._table, self._columns, self._offsets, self._largest = table, columns, offsets, largest
         self._feature = table.number(f"f{feature}")
         order = np.lexsort((table.episode_step, table.groups))
         self._rows = order
@@ -275,8 +290,18 @@ class _Picture:
         return Window(
             kind=kind, env=int(table.env[centre]), episode=int(table.episode[centre]), step=step, quantile=quantile,
             offsets=tuple(int(o) for o in offsets), feature=tuple(_short(v) for v in self._feature[rows]),
-            values={n: tuple(_short(v) for v in c[rows]) for n, c in self._columns.items()},
+            values={n: tuple(_short(v) for v in c[rows]) for n, c in self._columns.items()}, tokens=self._tokens(rows),
         )
+
+    def _tokens(self, rows: Rows) -> tuple[tuple[str | None, int | None], ...] | None:
+        column = self._table.labels.get(TOKEN)
+        if column is None:
+            return None
+        found: list[tuple[str | None, int | None]] = []
+        for code, value in zip(column.codes[rows].tolist(), self._feature[rows].tolist(), strict=True):
+            level = None if math.isnan(value) else round(LEVELS * abs(value) / self._largest) if self._largest else 0
+            found.append((column.values[code] if code >= 0 else None, level if level is None else min(LEVELS, level)))
+        return tuple(found)
 
 
 def _phase(frames: _Frames, table: Table) -> tuple[float | None, ...]:

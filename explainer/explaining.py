@@ -26,6 +26,7 @@ import numpy.typing as npt
 from interlatent_live.analyzer.writes import Writes
 from interlatent_live.explainer.grammar import parse
 from interlatent_live.explainer.hypothesis import Hypothesis, from_rule
+from interlatent_live.explainer.labelled import TOKEN
 from interlatent_live.explainer.notebook import Notebook
 from interlatent_live.explainer.predicate import Predicate
 from interlatent_live.explainer.rules import fit
@@ -140,7 +141,8 @@ class Explaining:
     def _vocabulary(self) -> Any:
         from interlatent_live.explainer.table import Vocabulary
 
-        return Vocabulary.of(self.subject.manifest, self.subject.dictionary.features)
+        labels: dict[str, tuple[str, ...]] = {TOKEN: ()} if self.subject.language else {}
+        return Vocabulary.of(self.subject.manifest, self.subject.dictionary.features, labels)
 
     def alive(self, frames: Frames) -> list[int]:
         """Features worth explaining on these frames."""
@@ -177,8 +179,11 @@ class Explaining:
         training = int(np.count_nonzero(frames.training))
         self._tried |= dict.fromkeys(features, training)
         actions = [name for name in self.subject.actions if name in frames.table.numbers]
-        fitted = fit(frames.table, features, frames.training, metrics=self.subject.metrics, changes=(1,), actions=actions)
-        used = list(dict.fromkeys(n for r in fitted for n in r.predicate.names))
+        fitted = fit(
+            frames.table, features, frames.training, metrics=self.subject.metrics, changes=(1,), actions=actions,
+            lags=(1,) if self.subject.language else (), labels=tuple(frames.table.labels),
+        )  # fmt: skip
+        used = list(dict.fromkeys(n for r in fitted for n in r.predicate.names if n not in frames.table.labels))
         wording = Wording.of(
             frames.table, frames.training, used, step_period_s=self.subject.manifest.step_period_s, names=self.subject.actions)
         taken = {c.label: c.feature for c in self.current.values()}

@@ -52,6 +52,10 @@ _RESAMPLES = 200
 _BINS = (20, 32)
 """Bins of a metric: as many as give `_CLAUSES` clauses in all, within these."""
 _CLAUSES = 2_000
+_VALUES = 12
+"""Values of a label that are tried for a feature: those whose share differs most between its frames and the others."""
+_SEEN = 5
+"""Frames of the training in which a value must stand to be tried."""
 _SLACK = 0.05
 """Standard deviations that a threshold may move to become shorter."""
 Mask = npt.NDArray[np.bool_]
@@ -85,9 +89,10 @@ class _Candidate:
 
 def fit(
     table: Table, features: Iterable[int], rows: Mask, *, metrics: Sequence[str], lags: Sequence[int] = (),
-    changes: Sequence[int] = (), actions: Sequence[str] = (), max_clauses: int = MAX_CLAUSES,
+    changes: Sequence[int] = (), actions: Sequence[str] = (), labels: Sequence[str] = (), max_clauses: int = MAX_CLAUSES,
 ) -> list[Fitted]:
-    """A rule for each of `features` from the training frames `rows` (n,), over `metrics`, which are names of numbers.
+    """A rule for each of `features` from the training frames `rows` (n,), over `metrics`, which are names of numbers, and
+    over `labels`, names of labels, of which each feature is tried with the values that tell most of it.
 
     Where these do not suffice: what each was so many steps earlier (`lags`), by how much it changed over so many
     (`changes`), and `actions`, names of numbers too. A feature that is active in all or in none of the frames, or that no
@@ -107,10 +112,10 @@ def fit(
         active = table.features.active(feature)[kept]
         if not 0 < np.count_nonzero(active) < len(active):
             continue
-        found = _fit_one(data, active, max_clauses)
+        found = _fit_one(data.labelled(table, kept, labels, active), active, max_clauses)
         if len(more) > len(plain) and (found is None or found.accuracy < GOOD):
             wide = _Data.of(table, kept, more) if wide is None else wide
-            wider = _fit_one(wide, active, max_clauses)
+            wider = _fit_one(wide.labelled(table, kept, labels, active), active, max_clauses)
             found = wider if wider is not None and (found is None or wider.worth > found.worth) else found
         if found is not None:
             fitted.append(Fitted(int(feature), found.predicate, found.accuracy))
@@ -132,6 +137,35 @@ class _Data:
     """(q,) standard deviation."""
     groups: npt.NDArray[np.int64]
     """(n,) episode."""
+    texts: tuple[str | None, ...] = ()
+    """(q,) the value that a label is compared with, 1 where it has it; None for a number. () for numbers alone."""
+
+    def labelled(self, table: Table, kept: npt.NDArray[np.intp], labels: Sequence[str], active: Mask) -> _Data:
+        """With a column for each value of a label that stands more often, or less, where the feature is active."""
+        found: list[tuple[str, str, Floats]] = []
+        for name in labels:
+            column = table.labels[name]
+            codes = column.codes[kept]
+            known = codes >= 0
+            if 2 * np.count_nonzero(known) < len(codes):
+                continue
+            count = np.bincount(codes[known], minlength=len(column.values))
+            yes = np.bincount(codes[known & active], minlength=len(column.values))
+            no = count - yes
+            share = np.abs(yes / max(1, yes.sum()) - no / max(1, no.sum()))
+            share[(count < _SEEN) | (count == np.count_nonzero(known))] = 0
+            best = [code for code in np.argsort(-share, kind="stable")[:_VALUES].tolist() if share[code] > 0]
+            found += [(name, column.values[code], np.where(known, (codes == code).astype(np.float64), np.nan)) for code in best]
+        if not found:
+            return self
+        values = np.array([column for _, _, column in found])
+        bins = np.where(np.isnan(values), -1, values).astype(np.int8)
+        return _Data(
+            [*self.quantities, *((name, 0, 0) for name, _, _ in found)], np.concatenate([self.values.reshape(-1, len(kept)), values]),
+            [*self.edges, *(np.array([0.5]) for _ in found)], np.concatenate([self.bins.reshape(-1, len(kept)), bins]),
+            np.concatenate([self.scale, np.zeros(len(found))]), self.groups,
+            (*(self.texts or [None] * len(self.quantities)), *(text for _, text, _ in found)),
+        )  # fmt: skip
 
     @classmethod
     def of(cls, table: Table, kept: npt.NDArray[np.intp], wanted: list[Quantity]) -> _Data:
@@ -204,7 +238,7 @@ def _fit_one(data: _Data, active: Mask, max_clauses: int) -> _Chosen | None:
     if accuracy[chosen] < 0.5:
         return None
     ordered = _by_worth(candidates[chosen], data, active)
-    return _Chosen(_to_predicate(ordered, data.quantities), float(accuracy[chosen]), float(worth[chosen]))
+    return _Chosen(_to_predicate(ordered, data), float(accuracy[chosen]), float(worth[chosen]))
 
 
 def _candidate(turned: bool, groups: Groups, tests: Tests, data: _Data) -> _Candidate:
@@ -334,12 +368,15 @@ def _round(value: float, slack: float) -> float:
     return value
 
 
-def _to_predicate(candidate: _Candidate, quantities: list[Quantity]) -> Predicate:
+def _to_predicate(candidate: _Candidate, data: _Data) -> Predicate:
     above: dict[bool, Comparison] = {True: ">", False: "<="}
-
+    equal: dict[bool, Comparison] = {True: "==", False: "!="}
 
     def clause(test: _Test) -> Clause:
-        (name, lag, change), up, threshold = quantities[test[0]], test[1], test[2]
+        (name, lag, change), up, threshold = data.quantities[test[0]], test[1], test[2]
+        text = data.texts[test[0]] if data.texts else None
+        if text is not None:
+            return Clause(metric=name, comparison=equal[up], value=text)
         return Clause(metric=name, comparison=above[up], value=threshold, lag=lag, change=change)
 
     return Predicate(join=candidate.join, groups=tuple(tuple(clause(t) for t in g) for g in candidate.groups))

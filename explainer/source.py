@@ -58,13 +58,22 @@ class Subject:
 
     @property
     def actions(self) -> dict[str, str]:
-        """What the agent does in the frame, where that is numbers: `action[3]` to its name in words, 64 at most."""
+        """What the agent does in the frame, where that is numbers: `action[3]` to its name in words, 64 at most. A language
+        model predicts: how sure it is of what comes next."""
+        if self.language:
+            expected = {"next_entropy": "entropy of what it expects next", "next_top": "its surest guess of what comes next"}
+            return {name: said for name, said in expected.items() if name in self.manifest.metric_names}
         spec = self.manifest.action
         size = int(np.prod(spec.shape)) if spec.shape else 1
         if spec.kind != "continuous" or size > 64:
             return {}
         names = [f"action {spec.names[i]}" if i < len(spec.names) else f"action {i}" for i in range(size)]
         return {f"action[{i}]": name for i, name in enumerate(names)}
+
+    @property
+    def language(self) -> bool:
+        """Whether a frame is a token of a language model."""
+        return {"logprob", "next_entropy"} <= set(self.manifest.metric_names)
 
     def name(self, feature: int) -> str:
         """How a feature is called: f41, or n41 for a neuron."""

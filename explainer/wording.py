@@ -7,6 +7,7 @@ Words claim no more than the clause does: "high" means beyond the median of the 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from interlatent_live.explainer.grammar import print_number
+from interlatent_live.explainer.labelled import TOKEN
 from interlatent_live.explainer.predicate import Clause, Predicate
 from interlatent_live.explainer.table import Table, Vocabulary, feature_number
 
@@ -95,7 +97,7 @@ class Wording:
         """One clause in words."""
         name, sign = self._spoken(clause.metric), clause.comparison
         if isinstance(clause.value, str):
-            return f"{name} is {'' if sign == '==' else 'not '}{_clean(clause.value)}"
+            return f"{name} is {'' if sign == '==' else 'not '}{_text(clause)}"
         if clause.change:
             return self._changed(clause, name, float(clause.value))
         then = f" {self._steps(clause.lag)} ago" if clause.lag else ""
@@ -156,6 +158,8 @@ class Wording:
 
     def _short(self, clause: Clause) -> str:
         name, sign = self._spoken(clause.metric), clause.comparison
+        if clause.metric == TOKEN and isinstance(clause.value, str):
+            return f"{'' if sign == '==' else 'not '}{_text(clause)}"
         if isinstance(clause.value, str) or sign in ("==", "!="):
             return self.clause(clause)
         value, rising = float(clause.value), sign in _RISING
@@ -228,6 +232,15 @@ class Wording:
 def _clean(text: str) -> str:
     """Without what could be markup or is not seen: names, units and labels come from outside."""
     return " ".join(re.sub(r"[^\w.+\-*/%°²³·]+", " ", text).split()) or "unnamed"
+
+
+def _text(clause: Clause) -> str:
+    """A label's text in words; that of a token in quotes, or spelt where it is nothing but signs."""
+    text = str(clause.value)
+    if any(c.isalnum() for c in text):
+        return f"‘{_clean(text)}’" if clause.metric == TOKEN else _clean(text)
+    signs = [unicodedata.name(c, "a sign").lower() for c in text if not c.isspace()]
+    return " ".join([*dict.fromkeys(signs)][:1] + (["and more"] if len(signs) > 1 else []))
 
 
 def _compare(comparison: str, left: float, right: float) -> bool:
