@@ -70,6 +70,11 @@ def test_it_plays_loops_and_stops_at_the_end(open_page: Callable[..., Any], tmp_
     becomes(page, f"document.body.dataset.playing == 'yes' && {FRAME} > 900")
     becomes(page, f"{FRAME} == 2999 && document.body.dataset.playing == 'no'", 60)
     assert text(page, "step") == "499"
+    page.locator("h1").click()
+    page.keyboard.press("Space")
+    becomes(page, f"document.body.dataset.playing == 'yes' && {FRAME} < 2500")  # from the beginning
+    page.keyboard.press("Space")
+    becomes(page, "document.body.dataset.playing == 'no'")
     page.evaluate("window.itime.seek(200)")
     becomes(page, f"{FRAME} == 200")
     page.keyboard.press("[")

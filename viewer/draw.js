@@ -439,7 +439,11 @@ window.idraw = (() => {
     box.style.top = `${Math.min(event.clientY + 16, innerHeight - box.offsetHeight - 60)}px`;
   }
 
-  const quantile = (q) => (ages.length < 20 ? null : [...ages].sort((a, b) => a - b)[Math.min(ages.length - 1, Math.floor(ages.length * q))]);
+  // Of the last `many`; null before there are enough.
+  function quantile(q, many = 1000) {
+    const last = ages.slice(-many).sort((a, b) => a - b);
+    return last.length < 20 ? null : last[Math.min(last.length - 1, Math.floor(last.length * q))];
+  }
 
   return {
     ready, frames, colours, stats, tip, clock, ages, quantile, timeAt,

@@ -33,7 +33,12 @@ window.itime = (() => {
     setInterval(age, 500);
   }
 
-  const toggle = () => send({ op: place.live || place.playing ? "pause" : "play" });
+  const over = () => document.body.dataset.state === "ENDED" && here() >= place.newest;
+  const going = () => place.playing || (place.live && !over());
+  function toggle() {
+    if (over() && !place.playing) first();   // at the end of what has ended: from the beginning
+    send({ op: going() ? "pause" : "play" });
+  }
   const live = () => { previewed = null; send({ op: "live" }); };
   const step = (frames) => send({ op: "step", to: frames });
   const episode = (way) => send({ op: "episode", to: way });
@@ -91,9 +96,9 @@ window.itime = (() => {
     if (!open) wanted = null;
     document.body.dataset.cursor = p.live ? "live" : "past";
     document.body.dataset.playing = p.playing ? "yes" : "no";
-    const pause = q("#pause"), going = p.live || p.playing;
-    pause.setAttribute("aria-pressed", String(!going));
-    q("#pause span").textContent = going ? "Pause" : "Play";
+    const pause = q("#pause");
+    pause.setAttribute("aria-pressed", String(!going()));
+    q("#pause span").textContent = going() ? "Pause" : "Play";
     q("#golive").disabled = p.live && p.last;
     const behind = p.live ? "" : `${thin(p.behind)} behind`;
     q("#behind").textContent = behind;
@@ -141,7 +146,7 @@ window.itime = (() => {
 
   // The age of what is drawn, measured here: median in the header, 99th percentile in its title and in the health tab.
   function age() {
-    const cell = q("[data-age]"), now = window.idraw.age(), mid = window.idraw.quantile(0.5), worst = window.idraw.quantile(0.99);
+    const cell = q("[data-age]"), now = window.idraw.age(), mid = window.idraw.quantile(0.5, 100), worst = window.idraw.quantile(0.99);
     const text = now === null ? "–" : now > 10_000 ? "stale" : `${Math.round(document.body.dataset.state === "LIVE" && mid !== null ? mid : now)}`;
     cell.replaceChildren(text);
     if (/^\d/.test(text)) { const u = document.createElement("span"); u.className = "u"; u.textContent = "\u202fms"; cell.append(u); }
