@@ -24,6 +24,7 @@ __all__ = ["MIGRATIONS", "Notebook"]
 MIGRATIONS: Final[tuple[str, ...]] = (
     files(__package__).joinpath("notebook.sql").read_text(encoding="utf-8"),
     "ALTER TABLE narration ADD COLUMN wording TEXT; ALTER TABLE narration ADD COLUMN worded_by TEXT",  # a language model's, if any
+    files(__package__).joinpath("watched.sql").read_text(encoding="utf-8"),
 )
 """Script n brings the explainer's tables from version n to n + 1."""
 _COUNTED: Final = ("explanations", "attempts", "narration")
@@ -93,6 +94,26 @@ class Notebook(Writer):
                 part = Writes()
                 part.execute_many(sql, values[begin : begin + rows])
                 self.commit(part)
+
+    def watched(
+        self, *, boot: str, env: int, seq: int, time_s: float, wall_ns: int, episode: int, episode_step: int, predicate: str,
+        clip: str | None, acted: str | None,
+    ) -> None:
+        """Mark a frame in which a watchpoint's predicate came true, and keep the frames about it; once, however often it is asked."""
+        writes = Writes()
+        writes.execute(
+            "INSERT OR IGNORE INTO watched (boot, env, seq, time_s, wall_ns, episode, episode_step, predicate, clip, acted) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            boot, env, seq, time_s, wall_ns, episode, episode_step, predicate, clip, acted,
+        )  # fmt: skip
+        writes.execute(
+            "INSERT INTO cited (boot, first_seq, next_seq, kind, ref) "
+            "SELECT boot, max(0, seq - 32), seq + 33, 'watched', id FROM watched w "
+            "WHERE boot = ? AND env = ? AND seq = ? AND predicate = ? AND NOT EXISTS "
+            "(SELECT 1 FROM cited c WHERE c.kind = 'watched' AND c.ref = w.id)",
+            boot, env, seq, predicate,
+        )  # fmt: skip
+        self.commit(writes)
 
     def name(self, dictionary_hash: str, feature: int, label: str, predicate: str | None) -> None:
         """Keep what a user calls a feature."""

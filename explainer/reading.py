@@ -16,7 +16,7 @@ from typing import Any, Final
 from interlatent_live.analyzer.queries import Reader
 from interlatent_live.explainer.scoring import LIVE_DENSITY, LIVE_POSITIVES
 
-__all__ = ["Attempt", "Explanation", "NarrationLine", "Pages", "ScoreRow"]
+__all__ = ["Attempt", "Explanation", "NarrationLine", "Pages", "ScoreRow", "WatchedFrame"]
 
 _SCORES: Final = (
     "basis, scored_wall_ns, frames, positives, episodes, balanced_accuracy, low, high, sensitivity, specificity, f1, shuffled, "
@@ -130,6 +130,21 @@ class Attempt:
     detail: str
 
 
+@dataclass(frozen=True, slots=True)
+class WatchedFrame:
+    """A frame in which a watchpoint's predicate came true."""
+
+    seq: int
+    time_s: float
+    episode: int
+    episode_step: int
+    predicate: str
+    clip: str | None
+    """Where it was saved, relative to the database's folder if it lies below it."""
+    acted: str | None
+    """What came of the command or the webhook; None where none was asked for."""
+
+
 class Pages(Reader):
     """Everything the store's reader answers, and what the explainer wrote."""
 
@@ -213,6 +228,16 @@ class Pages(Reader):
             "WHERE boot = ? AND id > ? ORDER BY id DESC LIMIT ?", boot, after_id, limit,
         )  # fmt: skip
         return [NarrationLine(*(*row[:13], tuple(json.loads(row[13])), *row[14:])) for row in rows][::-1]
+
+    def watched(self, boot: str, env: int, limit: int = 500) -> list[WatchedFrame]:
+        """The last frames of an environment in which a watchpoint's predicate came true, oldest first."""
+        if not self._first("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'watched'"):
+            return []
+        rows = self._rows(
+            "SELECT seq, time_s, episode, episode_step, predicate, clip, acted FROM watched WHERE boot = ? AND env = ? "
+            "ORDER BY seq DESC LIMIT ?", boot, env, limit,
+        )  # fmt: skip
+        return [WatchedFrame(*row) for row in rows][::-1]
 
     def _worded(self) -> bool:
         """Whether lines may carry a wording: a database of an older build has no such column."""

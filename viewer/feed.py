@@ -30,7 +30,7 @@ from interlatent_live.analyzer.records import (
     Section,
     Snapshot,
 )
-from interlatent_live.explainer.reading import Explanation, NarrationLine, Pages
+from interlatent_live.explainer.reading import Explanation, NarrationLine, Pages, WatchedFrame
 from interlatent_live.stream.errors import ForeignDatabase, StoreError
 from interlatent_live.stream.manifest import Manifest
 from interlatent_live.viewer.choice import Pair, choose_metrics, choose_pairs, choose_rows
@@ -102,6 +102,8 @@ class Feed:
         self.explanations: dict[int, Explanation] = {}
         self.lines: list[NarrationLine] = []
         """Sentences about this environment, oldest first."""
+        self.watched: list[WatchedFrame] = []
+        """Frames in which a watchpoint's predicate came true, oldest first."""
         self.explained = False
         self.scalars: dict[str, list[tuple[int, float | None]]] = {}
         self.origin: dict[str, str] = {}
@@ -306,6 +308,7 @@ class Feed:
 
     def _pull_sentences(self) -> None:
         self.explained = self.reader.explained()
+        self.watched = self.reader.watched(self.boot.boot, self.env) if self.boot is not None else []
         if not self.explained or self.boot is None:
             return
         self.learnt = self.reader.explainer_status()

@@ -31,6 +31,7 @@ from interlatent_live.viewer.text import plain
 from interlatent_live.viewer.text_panel import Texts
 from interlatent_live.viewer.theme import GLYPHS, bokeh_theme
 from interlatent_live.viewer.view import MAX_PINS, TABS, View, pin_of
+from interlatent_live.viewer.watched import watch_mark
 from interlatent_live.viewer.why import STALE_S, why
 
 __all__ = ["PERIOD_MS", "Page", "application"]
@@ -363,8 +364,9 @@ class Page:
         done = [e for e in feed.episodes if e.complete]
         if self._differs("episodes", done):
             self.panels.draw_episodes(self.sources, done)
-        if self._differs("timeline", (feed.timeline.version, len(feed.lines), feed.boot)):
+        if self._differs("timeline", (feed.timeline.version, len(feed.lines), feed.boot, len(feed.watched))):
             marks = [[line.seq, line.kind, plain(line.text, 120), line.time_s] for line in feed.lines if line.kind != "steady"]
+            marks += [watch_mark(w) for w in feed.watched]
             self.sources.timeline.data = {"json": [json.dumps({**feed.timeline.data, "marks": marks})]}
         if self.tab == "features":
             text = json.dumps(features(feed, self.pins))

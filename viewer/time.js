@@ -222,7 +222,12 @@ window.itime = (() => {
     ctx.lineWidth = 1.5 * r;
     for (const [from, to] of line.interventions) ctx.strokeRect(x(from), alarms[0] + r, Math.max(3 * r, x(to ?? next) - x(from)), alarms[1] - alarms[0] - 2 * r);
     ctx.fillStyle = look.metric;
-    for (const [seq] of line.marks) { ctx.beginPath(); ctx.arc(x(seq), (alarms[0] + alarms[1]) / 2, 2.4 * r, 0, 7); ctx.fill(); }
+    for (const [seq, kind] of line.marks) {
+      const mx = x(seq), my = (alarms[0] + alarms[1]) / 2;
+      ctx.beginPath();
+      if (kind === "watchpoint") { ctx.moveTo(mx, my - 5 * r); ctx.lineTo(mx + 4 * r, my); ctx.lineTo(mx, my + 5 * r); ctx.lineTo(mx - 4 * r, my); } else ctx.arc(mx, my, 2.4 * r, 0, 7);
+      ctx.fill();
+    }
     ticks(ctx, x, w, foot, r);
     const looped = drag ? [Math.min(...drag), Math.max(...drag)] : place.loop ?? (mark !== null ? [mark, here()] : null);
     if (looped) {
