@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup setup-system demo test test-slow check lint bench goldens clean
+.PHONY: setup setup-system demo test test-slow check lint bench bench-lm goldens clean
 
 setup: $(STAMP)
 
@@ -49,6 +49,14 @@ goldens:
 
 bench: setup
 	@$(BIN)/python -m bench
+
+# What a tap costs a language model, beside TransformerLens and nnsight; these in an environment of its own, thrown away.
+bench-lm: setup
+	@rm -rf build/bench-lm && $(PYTHON) -m venv build/bench-lm
+	@build/bench-lm/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench-lm]' pytest
+	@build/bench-lm/bin/python -m bench.lm --tiny-only --peers
+	@$(BIN)/python -m bench.lm
+	@rm -rf build/bench-lm
 
 clean:
 	@rm -rf .venv build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage src/*.egg-info

@@ -43,6 +43,8 @@ __all__ = ["LanguageTap", "Written"]
 _KEPT_BYTES: Final = 64 << 20
 """Of the last prompt's rows that `Tap.last` keeps."""
 _SETTLE_S: Final = 2.0
+_PERIOD_S: Final = 0.05
+"""How often the sender's thread looks: text is read by people, and each look takes the interpreter from the model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +99,7 @@ class LanguageTap(Tap):
         for name in ("metrics", "observation_names", "why"):
             if kwargs.get(name):
                 raise TapError(f"{name}=… describes an environment, and a language model has none: leave it out")
+        kwargs.setdefault("send_period_s", _PERIOD_S)
         kwargs["environment"] = kwargs.get("environment") or "text"
         kwargs["agent"] = kwargs.get("agent") or os.path.basename(str(getattr(getattr(model, "config", None), "_name_or_path", "")))
         super().__init__(model, points, **kwargs)
