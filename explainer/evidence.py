@@ -4,7 +4,6 @@
 - Contrast: windows in which the feature is inactive; half at random, half nearest to the peaks in metric space (each
   metric divided by its standard deviation), since it is the near misses that a wrong explanation gets wrong.
 - Profile: density, when in the episode it is active, which actions go with it, how each metric differs.
-
 - Of a language model: the text of each window, with the activation at each token from 0 to 10.
 
 Values keep four significant digits, unknown is null, keys have one order: equal data gives equal JSON and equal hash on

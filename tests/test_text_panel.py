@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -239,3 +241,39 @@ def test_the_page_of_an_agent_shows_none_of_it(open_page: Callable[..., Any], tm
     for name in (".reads", ".token", ".prompt-card"):
         assert not page.locator(name).is_visible()
     builder.store.close()
+
+
+ANALYZE = """
+import sys
+from interlatent_live.cli.application import app
+app(["analyze", "--connect", sys.argv[1], "--db", sys.argv[2], "--neurons"])
+"""
+
+
+@pytest.mark.slow
+@needs_browser
+def test_text_appears_while_it_is_written(open_page: Callable[..., Any], tmp_path: Path) -> None:  # noqa: F811
+    made, tok, db = model(), tokenizer(), tmp_path / "live.db"
+    words = tok("<s> " + TEXTS[1][0], return_tensors="pt").input_ids
+    with il.Tap(made, "model.layers.1.mlp:out", run="live", endpoint="tcp://127.0.0.1:*", tokenizer=tok) as tap:
+        assert tap.endpoint is not None
+        with (tmp_path / "analyze.log").open("w") as log:
+            analyzer = subprocess.Popen([sys.executable, "-c", ANALYZE, tap.endpoint, str(db)], stdout=log, stderr=log)
+        try:
+            assert tap.wait_subscribed(120)
+            with tap.prompt(TEXTS[1][0], labels={"topic": "physics"}):
+                cache = made(words).past_key_values
+                page = open_page(db)
+                seen: list[int] = []
+                token = words[:, -1:]
+                for _ in range(60):
+                    token = made(token, past_key_values=cache).logits[:, -1:].argmax(-1)
+                    page.wait_for_timeout(100)
+                    seen.append(page.locator(".written [data-i]").count())
+            assert len(set(seen) - {0}) > 3, "it grew while it was written"
+            becomes(page, "document.querySelectorAll('.written [data-i]').length >= 60", 60)
+            last = "[...document.querySelectorAll('.written [data-i]')].at(-1)"
+            becomes(page, f"{last}.classList.contains('at')", 60)
+        finally:
+            analyzer.terminate()
+            analyzer.wait()
