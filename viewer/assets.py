@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import json
+import re
 from importlib.resources import files
 from typing import Any, Final
 

@@ -172,6 +172,7 @@ window.ilive = (() => {
       return item;
     }), ...empty);
     if (focused !== undefined) host.querySelector(`[data-row="${focused}"]`)?.focus();
+    window.itokens.mark();
   }
 
   // What the training loop logs: a small line each.
@@ -179,7 +180,6 @@ window.ilive = (() => {
     const host = document.querySelector(".scalars"), key = JSON.stringify(list);
     document.querySelector(".learns").hidden = !list.length;
     if (host.dataset.key === key) return;
-    window.itokens.mark();
     host.dataset.key = key;
     host.replaceChildren(...list.map((s) => {
       const item = node("div"), svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
