@@ -193,7 +193,7 @@ class Page:
         """Go where the address points, as soon as there are frames."""
         if self.wanted is None or not self.feed.window:
             return
-        view, self.wanted = self.wanted, None
+        view = self.wanted
         boot = self.feed.boot.boot if self.feed.boot else ""
         if view.boot is not None and view.boot != boot:
             self.note = "this database does not hold the start of the agent that the address names; the newest is shown"
@@ -203,6 +203,7 @@ class Page:
                 self.cursor.obey({"op": "play"}, self.live)
             if view.loop is not None:
                 self.cursor.loop = view.loop
+        self.wanted = None  # not before: a database that is locked for a moment is asked again with the next step
 
     @property
     def view(self) -> View:
