@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,7 @@ def test_pins_tabs_files_and_the_address(open_page: Callable[..., Any], tmp_path
     rows = list(csv.DictReader(io.StringIO(Path(csv_file.value.path()).read_text())))
     assert rows[321]["frame"] == "321"
     assert {"time [s]", "pole_angle [rad]", name} <= set(rows[0])
-    assert all(int(b["frame"]) - int(a["frame"]) == 1 for a, b in zip(rows, rows[1:], strict=False))
+    assert all(int(b["frame"]) - int(a["frame"]) == 1 for a, b in pairwise(rows))
     for button in ("[data-of=raster]", "[data-of=strips]", "[data-of=heatmap]"):
         with page.expect_download() as file:
             page.locator(button).click()
