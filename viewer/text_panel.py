@@ -90,13 +90,14 @@ class Written:
             for section in several:
                 if section.next_seq >= batches[0].first_seq and section.first_seq < batches[-1].first_seq + batches[-1].rows:
                     codes.update((c.batch_id, c) for c in reader.codes(section.id, batches[0].id, batches[-1].id))
+        mine = [b.columns["token"][b.columns["prompt"] == self.row.prompt] for b in batches if all(n in b.columns for n in _COLUMNS)]
+        words = reader.words(self.boot, np.concatenate(mine).tolist() if mine else [])  # all is read before anything is taken
         before = len(self)
         for batch in batches:
             self.after_id = batch.id
             if not self._take(batch, {key: codes.get(batch.id) for key, codes in found.items()}, metrics):
                 self.closed = True
                 break
-        words = reader.words(self.boot, self.token[before:])
         for token in self.token[before:]:
             self.unknown |= token not in words
             self.text.append(self._decoder.decode(words[token]) if token in words else f"⟨{token}⟩")
