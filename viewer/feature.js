@@ -102,7 +102,7 @@
       return node("tr", "", node("td", "", r.action, " ", node("small", "", r.per_unit > 0 ? "promoted" : r.per_unit < 0 ? "suppressed" : "")), node("td", "n", bar), node("td", "n", signed(r.per_unit)), node("td", "n faint", `${signed(r.low)} … ${signed(r.high)}`));
     });
     const unit = { logits: "logit", means: "mean", q: "Q-value", scores: "score" }[a.kind] ?? a.kind;
-    return card(name, "half", table([["action", ""], ["", "n"], [`${unit} per unit`, "n"], ["middle half", "n"]], rows), node("p", "", `Decoder column times what lies behind it: contribution over activation, median of ${whole(a.frames)} explained frames${a.relative ? ", relative to the mean over actions" : ""}.`));
+    return card(name, "half", table([["action", ""], ["direction", "n"], [`${unit} per unit`, "n"], ["middle half", "n"]], rows), node("p", "", `Decoder column times what lies behind it: contribution over activation, median of ${whole(a.frames)} explained frames${a.relative ? ", relative to the mean over actions" : ""}.`));
   }
 
   function windows() {

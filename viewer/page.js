@@ -164,7 +164,7 @@ window.ilive = (() => {
       const more = node("a", "o");
       more.href = window.ifind.href(row.feature);
       more.title = row.said ? `${row.said.about}\nClick for everything about it` : "Everything about it";
-      more.setAttribute("aria-label", `About ${row.name}${row.said ? " " + row.said.label : ""}`);
+      more.append(node("span", "sr", `${row.name} `));
       if (row.said) more.append(node("span", "l", row.said.label), node("span", row.said.stale ? "s stale" : "s", row.said.score));
       else more.append(node("span", "l more", "about it"));
       name.addEventListener("click", () => window.itokens.active() ? window.itokens.choose(row.feature) : window.itime.send({ op: "pin", what: String(row.feature) }));
