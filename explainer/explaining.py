@@ -32,10 +32,11 @@ from interlatent_live.explainer.predicate import Predicate
 from interlatent_live.explainer.rules import fit
 from interlatent_live.explainer.scoring import LIVE_POSITIVES, Interval, Score, difference, live, score
 from interlatent_live.explainer.source import Frames, Subject
+from interlatent_live.explainer.table import Table
 from interlatent_live.explainer.wording import Wording
 from interlatent_live.stream.errors import PredicateError
 
-__all__ = ["HERE", "NARRATED", "Current", "Explaining", "established", "read_score"]
+__all__ = ["HERE", "NARRATED", "Current", "Explaining", "askable", "established", "read_score"]
 
 HERE: Final = "here"
 NARRATED: Final = 0.80
@@ -88,6 +89,11 @@ def established(found: Score) -> bool:
     """Whether a live score says something: enough of both classes, in several episodes."""
     enough = LIVE_POSITIVES <= found.positives <= found.frames - LIVE_POSITIVES
     return enough and math.isfinite(found.balanced_accuracy.low)
+
+
+def askable(predicate: Predicate, table: Table) -> bool:
+    """Whether the frames have the labels that are asked for: those of earlier prompts may be gone."""
+    return all(not isinstance(clause.value, str) or clause.metric in table.labels for clause in predicate.clauses)
 
 
 class Explaining:
@@ -200,7 +206,7 @@ class Explaining:
         if not usable:
             return []
         mine = {f for f, *_ in usable}
-        others = [c for c in self.current.values() if c.feature not in mine]
+        others = [c for c in self.current.values() if c.feature not in mine and askable(c.predicate, frames.table)]
         others = others[:: max(1, math.ceil(len(others) / _CONTROL))] if len(usable) < _CONTROL else []
         predicates = [p for _, _, p, _ in usable] + [c.predicate for c in others]
         numbers = [f for f, *_ in usable] + [c.feature for c in others]
@@ -233,7 +239,7 @@ class Explaining:
             return None
         if math.isnan(its_score.balanced_accuracy.mean):
             return "no score: held-out episodes lack a class"
-        if current is None:
+        if current is None or not askable(current.predicate, frames.table):
             return None
         if current.source == "user":
             return "a user's explanation stands"
@@ -302,7 +308,10 @@ class Explaining:
             newest &= frames.policy == frames.policy_version
         weights = self.subject.manifest.weights_hash
         for here in (True, False):
-            group = [c for c in self.current.values() if (c.made_from == HERE and c.weights_hash == weights) == here]
+            group = [
+                c for c in self.current.values()
+                if (c.made_from == HERE and c.weights_hash == weights) == here and askable(c.predicate, frames.table)
+            ]  # fmt: skip
             rows = newest & frames.held_out if here else newest  # what was made elsewhere has seen none of them
             if group and rows.any():
                 found = score([c.predicate for c in group], [c.feature for c in group], frames.table, rows, resamples=500)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from interlatent_live.explainer.evidence import gather
+from interlatent_live.explainer.explaining import askable
 from interlatent_live.explainer.grammar import parse
 from interlatent_live.explainer.hypothesis import from_rule
 from interlatent_live.explainer.predicate import Clause, Predicate
@@ -118,3 +119,10 @@ def test_windows_hold_text_with_activations_from_0_to_10() -> None:
     assert all(window["tokens"][window["offsets"].index(0)][1] == 0 for window in data["contrasts"])
     plain = Table({"position": table.number("position")}, episode=table.episode, episode_step=table.episode_step, features=table.features)
     assert "tokens" not in gather(0, plain, table.episode < 18, metrics=("position",)).to_json(), "an agent's evidence is as it was"
+
+
+def test_what_asks_for_a_label_that_is_gone_is_left_alone() -> None:
+    table = text_table("word == 'heat'")
+    assert askable(parse('token == "heat" and position > 3'), table)
+    assert askable(parse("position > 3"), table)
+    assert not askable(parse('token == "heat" or mood == sad'), table)
