@@ -83,7 +83,8 @@ def told(feed: Feed, starter: Starter | None) -> dict[str, Any] | None:
         "start": made.live and starter is not None and not running and feed.freshness().state == "LIVE",
     }  # fmt: skip
     if news is not None and running:
-        shown |= {"text": f"Learning a dictionary while the agent acts: {plain(str(news.get('name')), 40)}", "command": ""} | _progress(news)
+        name = plain(str(news.get("name")), 40)
+        shown |= {"text": f"Learning a dictionary while the agent acts: {name}", "command": ""} | _progress(news)
     elif not made.live:
         shown["text"] += " Learn one from the recording, then analyse it again with --dictionary."
     elif feed.freshness().state == "ENDED":
