@@ -91,8 +91,8 @@ STOPPED = """
 import os, signal, sys
 from interlatent_live.explainer.notebook import Notebook
 notebook = Notebook(sys.argv[1])
-notebook._db.execute("BEGIN IMMEDIATE")
-notebook._db.execute("INSERT OR REPLACE INTO explainer_state VALUES ('half', 'done')")
+notebook.connection.execute("BEGIN IMMEDIATE")
+notebook.connection.execute("INSERT OR REPLACE INTO explainer_state VALUES ('half', 'done')")
 print("inside", flush=True)
 os.kill(os.getpid(), signal.SIGSTOP)
 """
