@@ -36,6 +36,7 @@ def explain(
     ship: Annotated[
         str | None, typer.Option(help="Instead: make the explanations that ship with this reference agent, from new episodes of it.")
     ] = None,
+    recording: Annotated[Path | None, typer.Option(help="With --ship and the name of a dictionary: from this recording.")] = None,
     episodes: Annotated[int, typer.Option(help="Episodes for --ship.")] = 32,
     seed: Annotated[int, typer.Option(help="Seed of the environment for --ship.")] = 11,
     as_json: AsJson = False,
@@ -46,7 +47,7 @@ def explain(
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy is imported: one core, and not the agent's
     if ship is not None:
-        _ship(ship, episodes, seed, as_json)
+        _ship(ship, recording, episodes, seed, as_json)
         return
     if db is None:
         raise typer.BadParameter("give --db FILE (or --ship AGENT)")
@@ -162,28 +163,37 @@ def _explain(db: Path, features: list[int] | None, again: bool, asking: Configur
     print_result(_summary(explaining, frames), False)
 
 
-def _ship(name: str, episodes: int, seed: int, as_json: bool) -> None:
-    """Record, analyse, explain, and write the file that ships; overwrites it."""
+def _ship(name: str, recording: Path | None, episodes: int, seed: int, as_json: bool) -> None:
+    """Record if need be, analyse, explain, and write the file that ships; overwrites it."""
     import tempfile
 
-    from interlatent_live.agent_side import rollout
-    from interlatent_live.agent_side.agents import agent_named
     from interlatent_live.analyzer.digest import digest
     from interlatent_live.analyzer.service import analyze_recording
     from interlatent_live.explainer.service import explain_once
     from interlatent_live.explainer.shipping import place, save_shipped
 
-    agent = agent_named(name)
     with tempfile.TemporaryDirectory() as folder:
-        recording, db = Path(folder) / "run.mcap", Path(folder) / "run.db"
-        with rollout.make_tap(agent, record=recording, endpoint="") as tap:
-            rollout.run(agent, tap, episodes=episodes, fast=True, seed=seed, render=False)
-        analyze_recording(recording, db)
+        db = Path(folder) / "run.db"
+        if recording is None:
+            made_from = f"interlatent-live explain --ship {name} --episodes {episodes} --seed {seed}"
+            analyze_recording(_recorded(name, Path(folder) / "run.mcap", episodes, seed), db)
+        else:
+            made_from = f"interlatent-live explain --ship {name} --recording {recording.name}"
+            analyze_recording(recording, db, dictionaries=[name])
         explaining, frames, _ = explain_once(db, again=True)
-        made_from = f"interlatent-live explain --ship {name} --episodes {episodes} --seed {seed}"
         path = place(name)
         count = save_shipped(path, explaining, made_from=made_from, evidence_hash=digest(db)[:16])
     print_result({"path": path, "written": count, **_summary(explaining, frames)}, as_json)
+
+
+def _recorded(name: str, path: Path, episodes: int, seed: int) -> Path:
+    from interlatent_live.agent_side import rollout
+    from interlatent_live.agent_side.agents import agent_named
+
+    agent = agent_named(name)
+    with rollout.make_tap(agent, record=path, endpoint="") as tap:
+        rollout.run(agent, tap, episodes=episodes, fast=True, seed=seed, render=False)
+    return path
 
 
 def _summary(explaining: Explaining, frames: Frames) -> dict[str, Any]:
