@@ -27,7 +27,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from interlatent_live.explainer.explaining import Current
+from interlatent_live.explainer.explaining import Current, askable
 from interlatent_live.explainer.source import Frames, Piece, Subject, gather
 from interlatent_live.explainer.wording import spoken
 
@@ -326,7 +326,7 @@ class Narrator:
         features = frames.table.features
         assert features is not None
         rows = features.active(current.feature) & features.encoded & (frames.table.env == self.env)
-        if not rows.any():
+        if not rows.any() or not askable(current.predicate, frames.table):
             return None
         truth = current.predicate.evaluate(frames.table)
         known = rows & truth.defined

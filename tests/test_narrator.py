@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 from interlatent_live.explainer.explaining import Explaining
+from interlatent_live.explainer.grammar import parse
 from interlatent_live.explainer.narrator import GAP_S, Line, Narrator
 from interlatent_live.explainer.notebook import Notebook
 from interlatent_live.explainer.source import Source
@@ -11,7 +13,8 @@ from interlatent_live.explainer.source import Source
 from .explained import Run
 
 
-def narrate(path: Path, *, explain: bool = True, withheld: str = "", alarm: str = "") -> list[Line]:
+def narrate(path: Path, *, explain: bool = True, withheld: str = "", alarm: str = "", rule: str = "") -> list[Line]:
+    """`rule`: in place of what was found for each feature; its label and score stay."""
     source = Source(path)
     pieces = source.pull(10_000)
     frames = source.kept()
@@ -22,7 +25,10 @@ def narrate(path: Path, *, explain: bool = True, withheld: str = "", alarm: str 
         with Notebook(path) as notebook:
             explaining = Explaining(notebook, source.subject)
             explaining.attempt(frames, explaining.pending(frames))
-            narrator.learn(explaining.current, withheld)
+            known = explaining.current
+            if rule:
+                known = {feature: replace(current, predicate=parse(rule)) for feature, current in known.items()}
+            narrator.learn(known, withheld)
     if alarm:
         narrator.alarm(alarm)
     source.close()
@@ -64,6 +70,15 @@ def test_a_surprise_is_told_with_its_usual_density_and_whether_the_rule_holds(tm
     assert mention.share - mention.usual > 0.2
     assert f"usually {100 * mention.usual:.0f} %" in line.text
     assert "rule holds in 100 %" in line.text
+
+
+def test_a_rule_over_a_label_that_these_frames_lack_holds_nowhere_known(tmp_path: Path) -> None:
+    run = Run(tmp_path / "r.db")
+    run.write(8, steps=250)
+    run.close()
+    mentioned = [m for line in narrate(tmp_path / "r.db", rule='token == "heat"') for m in line.features]
+    assert any(m.label is not None for m in mentioned)
+    assert all(m.holds is None for m in mentioned)
 
 
 def test_what_is_not_explained_is_described_by_statistics_only(tmp_path: Path) -> None:
