@@ -270,7 +270,7 @@ def test_pause_scrub_step_and_go_live(open_page: Callable[..., Any], tmp_path: P
         assert "behind" in page.locator("#behind").inner_text()
         page.locator("#golive").click()
         becomes(page, "document.body.dataset.cursor == 'live' && document.querySelector('#behind').textContent == ''")
-        assert page.evaluate("window.itime.lags.length") >= 6
+        becomes(page, "window.itime.lags.length >= 4")  # commands that come together are answered together
     finally:
         writer.kill()
         writer.wait()

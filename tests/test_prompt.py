@@ -31,7 +31,7 @@ def test_there_and_back(message: Prompt | Vocabulary) -> None:
 LABEL = st.from_regex(r"\A[a-z]{1,9}\Z")
 
 
-@given(st.integers(0, 2**31 - 1), st.text(max_size=50), st.dictionaries(LABEL, LABEL))
+@given(st.integers(0, 2**31 - 1), st.text(max_size=50), st.dictionaries(LABEL, LABEL, max_size=MAX_LABELS))
 def test_any_text_travels(number: int, text: str, labels: dict[str, str]) -> None:
     prompt = Prompt("r", "b", number, 0, 0, 1, 2, text.encode("utf-8", "replace").decode(), labels)
     assert decode(encode(prompt)) == prompt
