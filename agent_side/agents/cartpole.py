@@ -15,9 +15,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from interlatent_live.agent_side.agents.reference import ReferenceAgent, episode_returns, require
+from interlatent_live.agent_side.agents.reference import ReferenceAgent, episode_returns, require, trained
 from interlatent_live.agent_side.metrics import Metric, Transition, terms
-from interlatent_live.stream.errors import AgentError
 
 if TYPE_CHECKING:
     import gymnasium
@@ -58,19 +57,7 @@ def policy_network() -> nn.Sequential:
 
 def make_policy() -> nn.Sequential:
     """The trained actor, from the checkpoint that ships with the package."""
-    network = policy_network()
-    require("cartpole", "safetensors.torch")
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        network.load_state_dict(load_file(CHECKPOINT))
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise AgentError(
-            f"the checkpoint {CHECKPOINT} cannot be loaded ({error}); reinstall, or train it anew with: "
-            "python -m interlatent_live.agent_side.agents.train_cartpole"
-        ) from error
-    return network.eval()
+    return trained("cartpole", CHECKPOINT, policy_network())
 
 
 def make_env(render: bool = False) -> gymnasium.Env[Any, Any]:

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from interlatent_live.agent_side.agents.cartpole import METRICS, STEP_PERIOD_S, make_env
-from interlatent_live.agent_side.agents.reference import ReferenceAgent, load_weights, require
+from interlatent_live.agent_side.agents.cartpole import CARTPOLE
+from interlatent_live.agent_side.agents.reference import require, trained
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,9 +41,7 @@ def policy_network() -> nn.Sequential:
 
 def make_policy() -> nn.Sequential:
     """The trained policy, from the checkpoint that ships with the package."""
-    network = policy_network()
-    network.load_state_dict(load_weights("cartpole-reinforce", CHECKPOINT, network.state_dict()))
-    return network.eval()
+    return trained("cartpole-reinforce", CHECKPOINT, policy_network())
 
 
 def make_batch(seeds: Sequence[int]) -> CartPoleBatch:
@@ -85,19 +84,14 @@ def sampled_returns(policy: nn.Module, seeds: Sequence[int]) -> npt.NDArray[np.f
     return batch.steps.astype(np.float64)
 
 
-CARTPOLE_REINFORCE: Final = ReferenceAgent(
+CARTPOLE_REINFORCE: Final = replace(
+    CARTPOLE,
     name="cartpole-reinforce",
-    environment="CartPole-v1",
     description="A cart balances a pole, not well: 4-32-32-2 ReLU units, REINFORCE stopped at a mean return of 261 of 500.",
-    step_period_s=STEP_PERIOD_S,
-    make_env=make_env,
     make_policy=make_policy,
     act=act,
-    tap_points=("1:out", "3:out"),
-    metrics=METRICS,
-    observation_names=("cart_position", "cart_velocity", "pole_angle", "pole_angular_velocity"),
-    action_names=("left", "right"),
     dictionary="cartpole-reinforce",
+    reset_options=None,
     sample=sample,
     make_batch=make_batch,
 )

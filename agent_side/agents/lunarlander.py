@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from interlatent_live.agent_side.agents.reference import ReferenceAgent, episode_returns, load_weights, require
+from interlatent_live.agent_side.agents.reference import ReferenceAgent, episode_returns, require, trained
 from interlatent_live.agent_side.metrics import Metric
 
 if TYPE_CHECKING:
@@ -64,9 +64,7 @@ def policy_network() -> nn.Sequential:
 
 def make_policy() -> nn.Sequential:
     """The trained actor, from the checkpoint that ships with the package."""
-    network = policy_network()
-    network.load_state_dict(load_weights("lunarlander", CHECKPOINT, network.state_dict()))
-    return network.eval()
+    return trained("lunarlander", CHECKPOINT, policy_network())
 
 
 def make_env(render: bool = False) -> gymnasium.Env[Any, Any]:

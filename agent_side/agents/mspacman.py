@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from interlatent_live.agent_side.agents.mspacman_ram import METRICS, read
-from interlatent_live.agent_side.agents.reference import ReferenceAgent, load_weights, require
+from interlatent_live.agent_side.agents.reference import ReferenceAgent, require, trained
 
 if TYPE_CHECKING:
     import gymnasium
@@ -80,9 +80,7 @@ def policy_network() -> nn.Sequential:
 
 def make_policy() -> nn.Sequential:
     """The trained actor, from the checkpoint that ships with the package."""
-    network = policy_network()
-    network.load_state_dict(load_weights("mspacman", CHECKPOINT, network.state_dict()))
-    return network.eval()
+    return trained("mspacman", CHECKPOINT, policy_network())
 
 
 def make_critic() -> nn.Sequential:
@@ -92,9 +90,7 @@ def make_critic() -> nn.Sequential:
 
     from torch import nn
 
-    network = nn.Sequential(OrderedDict(body=policy_network()[0], v=nn.Linear(256, 1)))
-    network.load_state_dict(load_weights("mspacman", CHECKPOINT, network.state_dict()))
-    return network.eval()
+    return trained("mspacman", CHECKPOINT, nn.Sequential(OrderedDict(body=policy_network()[0], v=nn.Linear(256, 1))))
 
 
 def make_env(render: bool = False) -> gymnasium.Env[Any, Any]:

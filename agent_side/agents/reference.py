@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from interlatent_live.agent_side.metrics import Metric
 from interlatent_live.stream.errors import AgentError
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
     from interlatent_live.agent_side.agents.cartpole_batch import CartPoleBatch
 
-__all__ = ["Actor", "MakeEnv", "ReferenceAgent", "episode_returns", "load_weights", "require"]
+Network = TypeVar("Network", bound="nn.Module")
+
+__all__ = ["Actor", "MakeEnv", "ReferenceAgent", "episode_returns", "load_weights", "require", "trained"]
 
 
 class MakeEnv(Protocol):
@@ -116,6 +118,13 @@ def episode_returns(
         returns.append(total)
     env.close()
     return returns
+
+
+def trained(agent: str, path: Path, network: Network) -> Network:
+    """`network` with the weights that ship with the package, in evaluation mode. AgentError as of `load_weights`."""
+    network.load_state_dict(load_weights(agent, path, network.state_dict()))
+    network.eval()
+    return network
 
 
 def load_weights(agent: str, path: Path, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
