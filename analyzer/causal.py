@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from interlatent_live.analyzer.paired import Interval
+from interlatent_live.analyzer.sidecar import read_sidecar
 from interlatent_live.stream.errors import DictionaryError
 
 if TYPE_CHECKING:  # the explainer reads the file without torch
@@ -89,14 +90,7 @@ def effects_of(dictionary: Dictionary) -> CausalEffects | None:
 
 def load_effects(path: Path) -> CausalEffects:
     """Read one file; DictionaryError for anything that is not what it should be."""
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise DictionaryError(f"{path} is larger than {_MAX_BYTES} bytes; it is no file of ours")
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DictionaryError(f"{path} cannot be read: {error}") from error
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise DictionaryError(f"{path} is not of the format {FORMAT}")
+    data = read_sidecar(path, FORMAT, _MAX_BYTES)
     try:
         return CausalEffects(
             str(data["dictionary_hash"]), str(data["weights_hash"]), str(data["agent"]), str(data["command"]), str(data["action_unit"]),

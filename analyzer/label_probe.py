@@ -41,13 +41,7 @@ def probe_label(recording: str | Path, point: str, label: str, dictionary: str |
         raise DictionaryError(f"no prompt of {opened.path.name} has a label {label!r}; there is {', '.join(known) or 'none'}")
     if len(set(values.values())) < 2:
         raise DictionaryError(f"{label} is {next(iter(values.values()))!r} in every prompt; there is nothing to tell apart")
-    chosen = None
-    if dictionary is None:
-        matching = [d for d in registry.match(opened.manifest) if point in (d.cfg.input, d.cfg.output)]
-        chosen = matching[0] if matching else None
-    elif dictionary != "none":
-        chosen = registry.find(dictionary)
-        registry.check(chosen, opened.manifest)
+    chosen = registry.at_point(opened.manifest, point, dictionary)
     source = point if chosen is None else chosen.cfg.input
     x, inputs, prompt, keys = _frames(opened, point, source, values, -(-frames // MAX_FRAMES))
     names_ = sorted(set(values.values()))

@@ -136,13 +136,7 @@ def probe(recording: str | Path, point: str, metric: str, dictionary: str | None
     from interlatent_live.analyzer import registry
 
     opened = Recording(Path(recording))
-    chosen = None
-    if dictionary is None:
-        matching = [d for d in registry.match(opened.manifest) if point in (d.cfg.input, d.cfg.output)]
-        chosen = matching[0] if matching else None
-    elif dictionary != "none":
-        chosen = registry.find(dictionary)
-        registry.check(chosen, opened.manifest)
+    chosen = registry.at_point(opened.manifest, point, dictionary)
     more = () if chosen is None or chosen.cfg.input == point else (chosen.cfg.input,)
     frames, others = frames_of(opened, point, metric, *more)
     episodes = len(np.unique(frames.episode))

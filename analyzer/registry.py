@@ -20,7 +20,7 @@ from interlatent_live.analyzer.store import Store
 from interlatent_live.stream.errors import DictionaryError, DictionaryMismatch
 from interlatent_live.stream.manifest import Manifest
 
-__all__ = ["VARIABLE", "Doubt", "check", "find", "installed", "listing", "match", "shipped"]
+__all__ = ["VARIABLE", "Doubt", "at_point", "check", "find", "installed", "listing", "match", "shipped"]
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +89,17 @@ def match(manifest: Manifest) -> list[Dictionary]:
             continue
         fitting.append(dictionary)
     return sorted(fitting, key=lambda d: (d.cfg.output, _fvu(d), d.hash))
+
+
+def at_point(manifest: Manifest, point: str, wanted: str | None) -> Dictionary | None:
+    """The dictionary named `wanted` (a name or path; None: the best that reads or reconstructs `point`; 'none': none)."""
+    if wanted == "none":
+        return None
+    if wanted is None:
+        return next((d for d in match(manifest) if point in (d.cfg.input, d.cfg.output)), None)
+    chosen = find(wanted)
+    check(chosen, manifest)
+    return chosen
 
 
 def check(dictionary: Dictionary, manifest: Manifest, at: tuple[str, str] | None = None) -> Doubt | None:

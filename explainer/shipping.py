@@ -18,6 +18,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from interlatent_live import analyzer
+from interlatent_live.analyzer.sidecar import read_sidecar
 from interlatent_live.explainer.explaining import Explaining
 from interlatent_live.explainer.grammar import parse
 from interlatent_live.explainer.hypothesis import Hypothesis
@@ -51,7 +52,7 @@ def find_shipped(subject: Subject) -> Shipped | None:
     """Explanations of exactly this dictionary over these weights, or None. A damaged file is logged and passed over."""
     for path in _candidates(subject):
         try:
-            head = _read(path)
+            head = read_sidecar(path, FORMAT, _MAX_BYTES)
             if (head.get("dictionary_hash"), head.get("weights_hash")) == (subject.dictionary.hash, subject.manifest.weights_hash):
                 return load_shipped(path)
         except DictionaryError as error:
@@ -75,7 +76,7 @@ def place(name: str) -> Path:
 
 def load_shipped(path: Path) -> Shipped:
     """Read one file; DictionaryError for anything that is not what it should be."""
-    data = _read(path)
+    data = read_sidecar(path, FORMAT, _MAX_BYTES)
     try:
         return Shipped(
             str(data["dictionary_hash"]), str(data["weights_hash"]), str(data["made_from"]), str(data["evidence_hash"]),
@@ -104,18 +105,6 @@ def save_shipped(path: Path, explaining: Explaining, *, made_from: str, evidence
     start = json.dumps(head, indent=1, ensure_ascii=False).removesuffix("\n}")
     path.write_text(f'{start},\n "explanations": [\n{body}\n]}}\n', encoding="utf-8")
     return len(rows)
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise DictionaryError(f"{path} is larger than {_MAX_BYTES} bytes; it is no file of ours")
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DictionaryError(f"{path} cannot be read: {error}") from error
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise DictionaryError(f"{path} is not of the format {FORMAT}")
-    return data
 
 
 def _explanation(row: Mapping[str, Any]) -> tuple[Hypothesis, Score]:
