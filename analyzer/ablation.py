@@ -82,11 +82,7 @@ def ablate(
 ) -> dict[str, Any]:
     """What `analyzer.causal` writes, as plain data; features in the order of their effect on the action."""
     check_agent(dictionary, trials)
-    identity = {
-        "kind": "ablate", "agent": trials.agent, "weights": trials.model_hash, "dictionary": dictionary.hash,
-        "outcome": "return", "options": asdict(options),
-    }  # fmt: skip
-    memory = Memory(trials, state, identity, tick)
+    memory = Memory.of("ablate", trials, dictionary, "return", asdict(options), state, tick)
     note(f"{options.look} clean episodes")
     activity = activity_of(trials, dictionary, options.seeds(LOOK_SEED, options.look), options.max_steps)
     live = activity.live

@@ -145,11 +145,7 @@ def steer(
 ) -> dict[str, Any]:
     """The whole experiment as plain data. `state`: where an interrupted one goes on; `tick` is told episodes done, `note` stages."""
     check_agent(dictionary, trials)
-    identity = {
-        "kind": "steer", "agent": trials.agent, "weights": trials.model_hash, "dictionary": dictionary.hash,
-        "outcome": trials.outcome.name, "options": asdict(options),
-    }  # fmt: skip
-    memory = Memory(trials, state, identity, tick)
+    memory = Memory.of("steer", trials, dictionary, trials.outcome.name, asdict(options), state, tick)
     note(f"{options.look} clean episodes")
     activity = activity_of(trials, dictionary, options.seeds(LOOK_SEED, options.look), options.max_steps)
     features = _features(trials, dictionary, activity, options)

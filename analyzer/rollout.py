@@ -17,7 +17,7 @@ import torch
 from interlatent_live.analyzer.dictionary import Dictionary
 from interlatent_live.analyzer.effect import Effect
 
-__all__ = ["CARD_SEED", "FRONTIER_SEED", "TRAINING_SEED", "VALIDATION_SEED", "Episode", "Rollouts", "Splice", "splice_of"]
+__all__ = ["CARD_SEED", "FRONTIER_SEED", "TRAINING_SEED", "VALIDATION_SEED", "Acting", "Episode", "Rollouts", "Splice", "splice_of"]
 
 TRAINING_SEED: Final = 10_000_000
 """First seed of episodes that are trained on; also of none of a recording's, which are seeded once, from below."""
@@ -48,7 +48,7 @@ class Episode:
     """(steps, d_out) outputs as the policy computed them, before they were replaced."""
 
 
-class Rollouts(Protocol):
+class Acting(Protocol):
     """A policy in its environment, with an input and an output tap point."""
 
     agent: str
@@ -57,6 +57,10 @@ class Rollouts(Protocol):
     model_hash: str
     step_period_s: float
     effect: Effect
+
+
+class Rollouts(Acting, Protocol):
+    """One that runs single episodes."""
 
     def run(
         self, splice: Splice | None, seeds: Iterable[int], *, max_steps: int | None = None, keep: bool = False

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -17,8 +17,8 @@ from typing import Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from interlatent_live.analyzer.effect import Effect
-from interlatent_live.analyzer.rollout import Splice
+from interlatent_live.analyzer.dictionary import Dictionary
+from interlatent_live.analyzer.rollout import Acting, Splice
 from interlatent_live.stream.errors import DictionaryError
 
 __all__ = ["ABLATION_SEED", "CONFIRM_SEED", "LOOK_SEED", "SEARCH_SEED", "Judged", "Memory", "Trial", "Trials"]
@@ -75,15 +75,8 @@ class Judged(Protocol):
         ...
 
 
-class Trials(Protocol):
-    """A policy in its environment, with an input and an output tap point."""
-
-    agent: str
-    input: str
-    output: str
-    model_hash: str
-    step_period_s: float
-    effect: Effect
+class Trials(Acting, Protocol):
+    """One that runs many episodes at once, each judged by an outcome."""
 
     @property
     def outcome(self) -> Judged:
@@ -101,6 +94,18 @@ class Memory:
     An arm is known by its label, its seeds and its length; a file of another experiment is refused, a torn last line is
     done again. Activations are not kept: a trial with them is always run.
     """
+
+    @classmethod
+    def of(
+        cls, kind: str, trials: Trials, dictionary: Dictionary, outcome: str, options: Mapping[str, Any], path: Path | None,
+        tick: Callable[[int], None],
+    ) -> Memory:  # fmt: skip
+        """Of an experiment of this `kind` on this agent, dictionary and outcome with these `options`."""
+        identity = {
+            "kind": kind, "agent": trials.agent, "weights": trials.model_hash, "dictionary": dictionary.hash,
+            "outcome": outcome, "options": options,
+        }  # fmt: skip
+        return cls(trials, path, identity, tick)
 
     def __init__(self, trials: Trials, path: Path | None, identity: dict[str, Any], tick: Callable[[int], None] = lambda _: None) -> None:
         """`identity`: everything that outcomes depend on; `tick` is told the episodes of each trial, remembered ones too."""
@@ -143,11 +148,6 @@ class Memory:
             np.array(seeds), np.array(row["value"], np.float64), np.array(row["total"], np.float64), np.array(row["steps"], np.int64),
             np.array(row["fell"], np.bool_), nothing, nothing, np.empty(0, np.int64),
         )  # fmt: skip
-
-    def forget(self) -> None:
-        """Remove the file: the experiment is over."""
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

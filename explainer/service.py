@@ -107,7 +107,7 @@ class Service:
         self._queue: list[int] = []
         self._fresh: Frames | None = None
         self._rest_until = self._status_at = 0.0
-        self._checked_at = self._began_at = 0.0
+        self._checked_at = 0.0
         self._outside: str | None = None
         self._drift_seen = 0
         self._problem = ""
@@ -191,8 +191,7 @@ class Service:
         self._narrator = Narrator(subject, effects=causes(subject))
         self._narrator.learn(self._explaining.current)
         self._queue, self._fresh, self._drift_seen = [], None, 0
-        self._began_at = self._checked_at = time.monotonic()
-        self._checked_at -= CHECK_S - FIRST_CHECK_S
+        self._checked_at = time.monotonic() - (CHECK_S - FIRST_CHECK_S)
 
     def _watch(self) -> None:
         """Look for alarms, and whether the stream is within the dictionary's card."""
