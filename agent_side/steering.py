@@ -28,10 +28,12 @@ from interlatent_live.agent_side.hooks import Unkept
 from interlatent_live.agent_side.intervention import Act, Cause, Force, History, is_feature
 from interlatent_live.agent_side.policy import SteeringPolicy
 from interlatent_live.agent_side.rows import Applied
-from interlatent_live.analyzer.dictionary import Dictionary, load
+from interlatent_live.agent_side.sealed import of_env, sealed_value
+from interlatent_live.agent_side.steerable import Finder, Steerable, typical_maximum
+from interlatent_live.analyzer.dictionary import Dictionary
 from interlatent_live.analyzer.edit import Edit
 from interlatent_live.stream.condition import Condition
-from interlatent_live.stream.errors import DictionaryError, PredicateError, SteeringError
+from interlatent_live.stream.errors import PredicateError, SteeringError
 from interlatent_live.stream.intervention import Effects, Intervention
 
 if TYPE_CHECKING:
@@ -40,10 +42,8 @@ if TYPE_CHECKING:
     from interlatent_live.agent_side.capture import Capture
     from interlatent_live.stream.frames import FrameBatch
 
-__all__ = ["Finder", "Steering"]
+__all__ = ["Steering"]
 
-Finder = Callable[[str | None], Sequence[Dictionary]]
-"""Installed dictionaries: that of a name, or all of them."""
 _MAX_TEXT: Final = 200
 _MAX_EVENTS: Final = 4096
 _MAX_CAUSES: Final = 256
@@ -66,10 +66,7 @@ class Steering:
         """Why the last ones ended, by id."""
         self._ids: set[str] = set()
         self._model: nn.Module | None = None
-        self._weights_hash = ""
-        self._weights = "none"
-        self._find: Finder | None = None
-        self._dictionaries: dict[str, Dictionary] = {}
+        self._dictionaries: Steerable
         self._position: Callable[[], tuple[int, int]] = lambda: (0, 0)
         self._sources: Callable[[], Mapping[str, Any]] = dict
         self._held: dict[int, Any] = {}
@@ -106,12 +103,9 @@ class Steering:
         for name in self.policy.points or ():
             if name not in names:
                 raise SteeringError(f"steering allows {name!r}, but the tap reads {', '.join(names) or 'nothing'}: tap it as well")
-        self._model, self._weights, self._weights_hash, self._find = model, weights, weights_hash, find
+        self._model = model
         self._position, self._sources = position, sources
-        for given in self.policy.dictionaries:
-            dictionary = given if isinstance(given, Dictionary) else self._load(given)
-            self._check_model(dictionary)
-            self._dictionaries[dictionary.hash] = dictionary
+        self._dictionaries = Steerable(self.policy, names, weights, weights_hash, find)
         if model is not None:
             if self.policy.effect_hz:
                 self._gauge = Gauge(self, self._capture, model, distribution)
@@ -175,7 +169,7 @@ class Steering:
         strength = _finite(strength, "strength")
         if env is not None and not 0 <= env < self._capture.num_envs:
             raise SteeringError(f"env is {env}; the tap has 0 to {self._capture.num_envs - 1}", reason="bad_request")
-        found = None if direction is not None else self._dictionary(dictionary)
+        found = None if direction is not None else self._dictionaries.named(dictionary)
         if found is not None:
             source, site, width = found.cfg.input, found.cfg.output, found.cfg.d_out
         else:
@@ -193,7 +187,7 @@ class Steering:
         if layout is not None and math.prod(layout.spec.shape) != width and layout.spec.shape[-1] != width:
             raise SteeringError(f"{site!r} is {layout.spec.shape} wide, the edit {width}: it is another model's", reason="mismatch")
         if unit == "typical" and operation in ("clamp", "add") and feature is not None:
-            strength *= self._typical(found, feature, typical)
+            strength *= typical_maximum(found, feature, typical)
         elif unit not in ("activation", "typical"):
             raise SteeringError(f"unit is {str(unit)[:40]!r}; 'activation' or 'typical' is needed", reason="bad_request")
         limits = [limit for limit in (self.policy.max_effect, max_effect) if limit is not None]
@@ -456,9 +450,9 @@ class Steering:
         sources, several = self._sources(), row["several"]
         held: list[bool] = []
         for env in range(self._capture.num_envs):
-            values = {name: _value(name, env, act, row, sources) for name in act.condition.names}
+            values = {name: sealed_value(name, env, act, row, sources) for name in act.condition.names}
             held.append(history.add(env, values))
-            ended = (_of(row["terminated"], env, several), _of(row["truncated"], env, several))
+            ended = (of_env(row["terminated"], env, several), of_env(row["truncated"], env, several))
             if any(flag is not None and bool(flag) for flag in ended):
                 history.clear(env)
                 held[-1] = False  # of the next episode nothing is known yet
@@ -552,56 +546,6 @@ class Steering:
             raise SteeringError(f"{point!r} is a part, or an array; only what a module passes is changed", reason="not_allowed")
         return index
 
-    def _load(self, given: Any) -> Dictionary:
-        if isinstance(given, str) and self._find is not None:
-            return self._find(given)[0]
-        return load(given)
-
-    def _check_model(self, dictionary: Dictionary) -> None:
-        if self.policy.allow_mismatch:
-            return
-        ours, theirs = self._weights_hash[:12], dictionary.cfg.model_hash[:12]
-        if not dictionary.cfg.model_hash or not self._weights_hash or dictionary.cfg.model_hash != self._weights_hash:
-            what = f"is of the weights {theirs or 'unknown'}, the agent has {ours or 'none'}"
-            raise SteeringError(f"dictionary {dictionary.name!r} {what}: train one for these", reason="mismatch")
-        if self._weights == "changing":
-            raise SteeringError(f"the agent's weights are changing; {dictionary.name!r} is of those it began with", reason="mismatch")
-
-    def _dictionary(self, wanted: str | Dictionary | None) -> Dictionary:
-        if isinstance(wanted, Dictionary):
-            self._check_model(wanted)
-            return wanted
-        known = list(self._dictionaries.values())
-        if wanted is not None and (not isinstance(wanted, str) or not wanted or "/" in wanted or "\\" in wanted or len(wanted) > _MAX_TEXT):
-            raise SteeringError("a dictionary is asked for by name or hash, never by path", reason="bad_request")
-        if wanted is not None:
-            known = [d for d in known if d.name == wanted or (len(wanted) >= 8 and d.hash.startswith(wanted))]
-        if not known and not self.policy.dictionaries and self._find is not None:
-            try:
-                known = list(self._find(wanted))
-            except DictionaryError as error:
-                raise SteeringError(str(error), reason="mismatch") from error
-        if wanted is None and len(known) > 1:
-            names = {p.name for p in self._capture.points}
-            known = [d for d in known if d.cfg.model_hash == self._weights_hash and {d.cfg.input, d.cfg.output} <= names]
-        if not known:
-            raise SteeringError(f"no dictionary {wanted or ''!r} is allowed here: name one of the policy's", reason="mismatch")
-        if len(known) > 1:
-            raise SteeringError(f"several dictionaries fit ({', '.join(d.name for d in known)}): name one", reason="bad_request")
-        self._check_model(known[0])
-        return self._dictionaries.setdefault(known[0].hash, known[0])
-
-    def _typical(self, dictionary: Dictionary | None, feature: int, given: float | None) -> float:
-        typical = (dictionary.card or {}).get("typical_max") if dictionary is not None else None
-        found = typical[feature] if isinstance(typical, list) and 0 <= feature < len(typical) else given
-        if found is None or not math.isfinite(float(found)) or not float(found) > 0:
-            raise SteeringError(
-                f"the typical maximum of feature {feature} is not known: its card has none; give one (`--db` finds it), or a "
-                "strength in units of the activation",
-                reason="bad_request",
-            )
-        return float(found)
-
     def _check(self, condition: Condition, dictionary: Dictionary | None) -> None:
         sources = self._sources()
         for name in condition.names:
@@ -651,38 +595,6 @@ def _added(y: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
     if len(y) == 1:
         return moved
     return torch.where((change != 0).any(dim=1, keepdim=True).to(y.device), moved, y)
-
-
-def _of(values: Any, env: int, several: bool) -> Any:
-    return values if not several or values is None or not hasattr(values, "__getitem__") else values[env]
-
-
-def _value(name: str, env: int, act: Act, row: Mapping[str, Any], sources: Mapping[str, Any]) -> float:
-    """A number of the frame that was just sealed; NaN where it is not known."""
-    several, found = row["several"], None
-    try:
-        if name in sources:
-            source = sources[name]
-            if isinstance(source, int):
-                found = _of(row["observation"], env, row["batched"])
-                found = None if found is None else _flat(found)[source]
-            elif isinstance(source, tuple):
-                found = None if row["evaluated"] is None else row["evaluated"][env, source[0]]
-            else:
-                found = _of((row["metrics"] or {}).get(name), env, several)
-        elif name in row:
-            found = _of(row[name], env, several)
-        elif name.startswith("action["):
-            found = _flat(_of(row["action"], env, several))[int(name[7:-1])]
-        elif name in act.features:
-            found = act.features[name][env]
-        return math.nan if found is None else float(found)
-    except (TypeError, ValueError, IndexError, KeyError, RuntimeError):
-        return math.nan
-
-
-def _flat(value: Any) -> Any:
-    return value.reshape(-1) if hasattr(value, "reshape") else value
 
 
 def _finite(value: Any, name: str) -> float:
