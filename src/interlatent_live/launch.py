@@ -6,6 +6,7 @@ ends by itself, so nothing is left behind even after `kill -9`.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import socket
@@ -171,9 +172,6 @@ def free_endpoint(preferred: str) -> str:
     return preferred
 
 
-_reserved: list[socket.socket] = []
-
-
 def _reserve(endpoint: str) -> None:
     """Raise OSError where another process has it. The kernel frees an abstract name with its holder, however that ends."""
     if sys.platform != "linux":
@@ -184,7 +182,7 @@ def _reserve(endpoint: str) -> None:
     except OSError:
         claim.close()
         raise
-    _reserved.append(claim)
+    atexit.register(claim.close)  # held until then
 
 
 def view_beside(endpoint: str, run: str) -> Child:
