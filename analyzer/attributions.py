@@ -4,54 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any, Final
 
 from interlatent_live.analyzer.blobs import pack_matrix, unpack_matrix
 from interlatent_live.analyzer.writes import Writes
 from interlatent_live.stream.attribution import Attribution
 
-__all__ = ["AttributionRow", "attribute", "decode"]
+__all__ = ["COLUMNS", "attribute", "decode"]
 
-Ints = npt.NDArray[np.int32]
-Floats = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class AttributionRow:
-    """Why the action of frame `seq`; a actions, f features. For each action, total = sum of contributions + bias + error + rest."""
-
-    run: str
-    boot: str
-    env: int
-    seq: int
-    step: int
-    monotonic_ns: int
-    wall_ns: int
-    dictionary_hash: str
-    kind: str
-    """Of the scores: 'logits', 'means', 'q', 'scores'."""
-    chosen: int | None
-    """Number of the discrete action that was taken."""
-    action_count: int
-    names: tuple[str, ...]
-    """(a,) '' where an action has no name."""
-    actions: Ints
-    """(a,) their numbers."""
-    total: Floats
-    """(a,) the scores."""
-    bias: Floats
-    error: Floats
-    rest: Floats
-    features: Ints
-    """(f,) rising."""
-    activations: Floats
-    """(f,)"""
-    contributions: Floats
-    """(f, a)"""
+COLUMNS: Final = (
+    "run, boot, env, seq, step, monotonic_ns, wall_ns, dictionary_hash, kind, chosen, action_count, names, actions, total, bias, error, "
+    "rest, features, activations, contributions"
+)
+"""What `decode` reads of a row."""
 
 
 def attribute(found: Attribution, writes: Writes) -> None:
@@ -78,11 +43,14 @@ def attribute(found: Attribution, writes: Writes) -> None:
     )
 
 
-def decode(row: tuple[Any, ...]) -> Sequence[Any]:
-    """A row of the table in the types of `AttributionRow`."""
+def decode(row: Sequence[Any]) -> Attribution:
+    """A row of `COLUMNS` as the message that it was made of. Raises StoreError where a blob is not of its size."""
+    run, boot, env, seq, step, monotonic_ns, wall_ns, dictionary, kind, chosen, action_count = row[:11]
     names = tuple(json.loads(row[11]))
-    actions = unpack_matrix(row[12], len(names), dtype="<i4")
-    scores = (unpack_matrix(blob, len(names)) for blob in row[13:17])
-    features = unpack_matrix(row[17], -1, dtype="<i4")
-    parts = unpack_matrix(row[18], len(features)), unpack_matrix(row[19], len(features), len(names))
-    return (*row[:11], names, actions, *scores, features, *parts)
+    actions, features = unpack_matrix(row[12], len(names), dtype="<i4"), unpack_matrix(row[17], -1, dtype="<i4")
+    total, bias, error, rest = (unpack_matrix(blob, len(names)) for blob in row[13:17])
+    return Attribution(
+        run, boot, seq, step, env, monotonic_ns, wall_ns, dictionary, kind, -1 if chosen is None else chosen, action_count,
+        names, actions, total, bias, error, rest, features,
+        values=unpack_matrix(row[18], len(features)), contributions=unpack_matrix(row[19], len(features), len(names)),
+    )  # fmt: skip

@@ -18,11 +18,10 @@ from typing import Any, Final, Self, TypeVar
 
 import numpy as np
 
-from interlatent_live.analyzer.attributions import AttributionRow
-from interlatent_live.analyzer.attributions import decode as attribution_of
+from interlatent_live.analyzer import attributions
 from interlatent_live.analyzer.blobs import unpack_columns, unpack_matrix
 from interlatent_live.analyzer.codes import Codes
-from interlatent_live.analyzer.interventions import EffectRow, InterventionRow, decode_intervention
+from interlatent_live.analyzer.interventions import EffectRow, InterventionRow, OutcomeRow, decode_intervention, decode_outcome
 from interlatent_live.analyzer.prompts import PromptRow, TokenRow
 from interlatent_live.analyzer.records import (
     Activity,
@@ -45,6 +44,7 @@ from interlatent_live.analyzer.records import (
 )
 from interlatent_live.analyzer.store import APPLICATION_ID
 from interlatent_live.analyzer.writer import translated
+from interlatent_live.stream.attribution import Attribution
 from interlatent_live.stream.errors import ForeignDatabase, MalformedMessage, StoreError
 from interlatent_live.stream.manifest import Manifest
 
@@ -280,15 +280,15 @@ class Reader:
         found = self._select(PictureRow, where, boot, boot, env, until)
         return found[0] if found else None
 
-    def attribution(self, boot: str, env: int = 0, until_seq: int | None = None) -> AttributionRow | None:
+    def attribution(self, boot: str, env: int = 0, until_seq: int | None = None) -> Attribution | None:
         """Why the newest explained action of an environment was taken, not after frame `until_seq` if given."""
         if not self._table("attributions"):
             return None  # made before there were any
         until = (1 << 62) if until_seq is None else until_seq
         mine = "run = (SELECT run FROM boots WHERE boot = ?) AND boot = ?"
         where = f"attributions WHERE {mine} AND env = ? AND seq <= ? ORDER BY seq DESC LIMIT 1"
-        found = self._select(AttributionRow, where, boot, boot, env, until)
-        return found[0] if found else None
+        found = self._first(f"SELECT {attributions.COLUMNS} FROM {where}", boot, boot, env, until)
+        return attributions.decode(found) if found else None
 
     def scalars(self, boot: str, name: str, limit: int = 10_000) -> list[ScalarRow]:
         """The last values that the training loop logged under a name, oldest first."""
@@ -312,6 +312,14 @@ class Reader:
         if not self._table("effects"):
             return []
         return self._select(EffectRow, "effects WHERE boot = ? AND number = ? ORDER BY seq DESC LIMIT ?", boot, number, limit)[::-1]
+
+    def outcome(self, boot: str, number: int, until_seq: int | None = None) -> OutcomeRow | None:
+        """What was done with and without an intervention when it was last measured, not after frame `until_seq` if given."""
+        if not self._table("outcomes"):
+            return None
+        until = (1 << 62) if until_seq is None else until_seq
+        found = self._select(OutcomeRow, "outcomes WHERE boot = ? AND number = ? AND seq <= ? ORDER BY seq DESC LIMIT 1", boot, number, until)
+        return found[0] if found else None
 
     def prompts(self, boot: str | None = None, after: int = -1, limit: int = 10_000) -> list[PromptRow]:
         """What a language model was given, after prompt `after`, oldest first; of all boots where none is named."""
@@ -495,8 +503,8 @@ def _activity(row: tuple[Any, ...]) -> Sequence[Any]:
 
 _DECODERS: Final[Mapping[type[Any], Callable[[tuple[Any, ...]], Sequence[Any]]]] = {
     Activity: _activity,
-    AttributionRow: attribution_of,
     InterventionRow: decode_intervention,
+    OutcomeRow: decode_outcome,
     BatchRow: lambda row: (*row[:-1], unpack_columns(row[-1])),
     CodesRow: _codes,
     DictionaryRow: lambda row: (*row[:5], _json(row[5]), _json(row[6]), row[7]),

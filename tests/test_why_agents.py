@@ -55,14 +55,14 @@ def test_a_reference_agent_says_why(tmp_path: Path, name: str, kind: str) -> Non
         assert row_ is not None
         assert row_.seq == found[-1].seq
         section = reader.sections(tap.boot)[-1]
-        assert row_.dictionary_hash == section.dictionary_hash, "the page knows these features by name"
+        assert row_.dictionary == section.dictionary_hash, "the page knows these features by name"
         kept = reader.batch_at(tap.boot, row_.seq)
         assert kept is not None
         (codes,) = reader.codes(section.id, kept.id, kept.id)
     at = int(np.flatnonzero(codes.rows == row_.seq - kept.first_seq)[0])
     mine = slice(codes.codes.indptr[at], codes.codes.indptr[at + 1])
     np.testing.assert_array_equal(codes.codes.indices[mine], row_.features)
-    np.testing.assert_allclose(codes.codes.values[mine], row_.activations, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(codes.codes.values[mine], row_.values, rtol=1e-3, atol=1e-5)
 
 
 def test_an_agent_without_a_dictionary_or_a_torch_policy_has_none() -> None:

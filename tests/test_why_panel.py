@@ -12,25 +12,19 @@ from tests.store_builder import StoreBuilder
 from tests.stream_samples import attribution
 from tests.test_page import becomes, browser, needs_browser, open_page  # noqa: F401 - fixtures
 
-from interlatent_live.analyzer.attributions import AttributionRow, attribute, decode
+from interlatent_live.analyzer.attributions import attribute
 from interlatent_live.analyzer.writes import Writes
+from interlatent_live.stream.attribution import Attribution
 from interlatent_live.viewer.why import why
 
 
-def row(**changes: Any) -> AttributionRow:
-    writes = Writes()
-    attribute(attribution(**changes), writes)
-    ((_, rows),) = writes
-    return AttributionRow(*decode(rows[0]))
-
-
-def said(found: AttributionRow | None, age_s: float | None = 0.0, labels: dict[int, str] | None = None, **options: Any) -> dict[str, Any]:
+def said(found: Attribution | None, age_s: float | None = 0.0, labels: dict[int, str] | None = None, **options: Any) -> dict[str, Any]:
     given: dict[str, Any] = {"fits": True, "name": "cartpole"} | options
     return why(found, age_s, {}, labels or {}, **given)
 
 
 def test_actions_with_the_parts_of_their_scores() -> None:
-    panel = said(row(), 0.0, {17: "cart left of centre"})
+    panel = said(attribution(), 0.0, {17: "cart left of centre"})
     assert (panel["state"], panel["unit"]) == ("shown", "frame 1 · logits")
     left, right = panel["actions"]
     p = np.exp([-1.0, 2.5]) / np.exp([-1.0, 2.5]).sum()
@@ -47,7 +41,7 @@ def test_actions_with_the_parts_of_their_scores() -> None:
 
 def test_more_features_than_are_named_stand_together() -> None:
     f = 5
-    many = row(
+    many = attribution(
         features=np.arange(f, dtype="<i4"), values=np.ones(f, "<f4"),
         contributions=np.array([[1, 5], [2, 4], [3, 3], [4, 2], [5, 1]], "<f4"),
     )
@@ -59,25 +53,40 @@ def test_more_features_than_are_named_stand_together() -> None:
 
 
 def test_means_and_q_values_keep_their_signs() -> None:
-    panel = said(row(kind="means", chosen=-1))
+    panel = said(attribution(kind="means", chosen=-1))
     assert [a["value"] for a in panel["actions"]] == ["−1.00", "+2.50"]
     assert [a["bar"] for a in panel["actions"]] == [-0.4, 1.0]
     assert all(a["signed"] and not a["chosen"] for a in panel["actions"])
-    assert said(row(kind="q"))["unit"] == "frame 1 · Q-values"
-    some = said(row(action_count=200, actions=np.array([3, 150], "<i4"), chosen=150, names=("", "")))
+    assert said(attribution(kind="q"))["unit"] == "frame 1 · Q-values"
+    some = said(attribution(action_count=200, actions=np.array([3, 150], "<i4"), chosen=150, names=("", "")))
     assert some["unit"] == "frame 1 · logits of 2 of 200 actions"
     assert [a["name"] for a in some["actions"]] == ["action 3", "action 150"]
     assert [a["value"] for a in some["actions"]] == ["−1.00", "+2.50"], "probabilities of some of the actions would be another thing"
 
 
 def test_age_and_absence_are_said() -> None:
-    assert said(row(), 0.04)["unit"] == "40\u202fms earlier · logits"
-    stale = said(row(), 3.2)
+    assert said(attribution(), 0.04)["unit"] == "40\u202fms earlier · logits"
+    stale = said(attribution(), 3.2)
     assert (stale["state"], stale["note"]) == ("stale", "stale: 3.2\u202fs earlier")
     none = said(None)
     assert none["state"] == "none"
     assert none["code"] == 'il.Tap(policy, why=il.Why("cartpole"))'
     assert "dict train" in said(None, fits=False, name="")["code"]
+
+def test_of_many_actions_the_taken_one_and_the_best_other_are_taken_apart() -> None:
+    a = 5
+    five: dict[str, Any] = {
+        "action_count": a, "names": tuple("abcde"), "actions": np.arange(a, dtype="<i4"), "total": np.array([0, 3, 1, 4, -9], "<f4"),
+        "contributions": np.zeros((3, a), "<f4"),
+    } | {name: np.zeros(a, "<f4") for name in ("bias", "error", "rest")}  # fmt: skip
+    panel = said(attribution(chosen=2, **five))
+    assert [(x["name"], x["rank"]) for x in panel["actions"]] == [("c", "taken"), ("d", "best other")]
+    assert [(x["name"], x["chosen"]) for x in panel["all"]] == [("a", False), ("b", False), ("c", True), ("d", False), ("e", False)]
+    likely = said(attribution(chosen=-1, **five))
+    assert [(x["name"], x["rank"]) for x in likely["actions"]] == [("d", "likeliest"), ("b", "second")]
+    means = said(attribution(chosen=-1, kind="means", **five))
+    assert [(x["name"], x["rank"]) for x in means["actions"]] == [("e", "largest"), ("d", "second")]
+    assert said(attribution())["all"] == []
 
 
 @needs_browser

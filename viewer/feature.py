@@ -273,9 +273,9 @@ def _actions(pages: Pages, sections: Sequence[Section], dictionary: DictionaryRo
         row = pages.attribution(section.boot, 0)
         while row is not None and seen < EXPLAINED:
             seen += 1
-            at = np.flatnonzero(row.features == number) if row.dictionary_hash == dictionary.hash else np.zeros(0, np.int64)
-            if len(at) and row.activations[at[0]] and (not names or names == row.names):
-                share = row.contributions[at[0]].astype(np.float64) / float(row.activations[at[0]])
+            at = np.flatnonzero(row.features == number) if row.dictionary == dictionary.hash else np.zeros(0, np.int64)
+            if len(at) and row.values[at[0]] and (not names or names == row.names):
+                share = row.contributions[at[0]].astype(np.float64) / float(row.values[at[0]])
                 rel = row.kind == "logits" and row.action_count == len(row.names)
                 shares.append(share - share.mean() if rel else share)
                 names, kind = row.names, row.kind

@@ -330,7 +330,7 @@ class Page:
         if not self._differs("why", (row and row.seq, shown, len(feed.explanations), feed.source_key)):
             return
         dictionary = feed.dictionary
-        ours = dictionary is not None and (row is None or row.dictionary_hash == dictionary.hash)
+        ours = dictionary is not None and (row is None or row.dictionary == dictionary.hash)
         labels = {f: e.label or "" for f, e in feed.explanations.items()} if ours else {}
         fits = dictionary is not None and dictionary.kind != "neurons"
         data = why(row, age_s, {}, labels, fits=fits, name=dictionary.name if dictionary else "")

@@ -30,16 +30,26 @@ window.iwhy = (() => {
     return item;
   }
 
-  function action(a) {
-    const block = node("li", a.chosen ? "chosen" : ""), head = node("div", "score");
-    const name = node("span", "n", a.name);
-    if (a.chosen) name.append(node("small", "", "taken"));
+  function score(a, rank) {
+    const head = node("div", "score"), name = node("span", "n", a.name);
+    if (rank) name.append(node("small", "", rank));
     head.title = a.about;
     head.append(name, bar(a.bar, a.signed, "total"), node("span", "v", a.value));
-    const parts = node("ol", "parts");
+    return head;
+  }
+
+  function action(a) {
+    const block = node("li", a.chosen ? "chosen" : ""), parts = node("ol", "parts");
     parts.append(...a.parts.map(part));
-    block.append(head, parts);
+    block.append(score(a, a.rank || (a.chosen ? "taken" : "")), parts);
     return block;
+  }
+
+  // Where there are many: all of them in the model's order, a line each, below the two that are taken apart.
+  function line(a) {
+    const item = node("li", a.chosen ? "chosen line" : "line");
+    item.append(score(a, a.chosen ? "taken" : ""));
+    return item;
   }
 
   function show(source) {
@@ -48,7 +58,7 @@ window.iwhy = (() => {
     q(".why-note").textContent = w.state === "none" ? "" : w.note || w.unit;
     q(".why-none span").textContent = w.reason;
     q(".why-none code").textContent = w.code;
-    q(".actions").replaceChildren(...w.actions.map(action));
+    q(".actions").replaceChildren(...w.actions.map(action), ...w.all.map(line));
   }
 
   return { show };

@@ -10,10 +10,13 @@ from typing import Any, Final
 
 import numpy as np
 
-from interlatent_live.analyzer.attributions import AttributionRow
+from interlatent_live.stream.attribution import Attribution
 from interlatent_live.viewer.text import duration, number, plain, quantity
 
-__all__ = ["STALE_S", "TOP", "why"]
+__all__ = ["FEW", "STALE_S", "TOP", "why"]
+
+FEW: Final = 3
+"""Actions that are all taken apart. Of more, those that say most are: the one taken and the best other one, or the largest two."""
 
 STALE_S: Final = 1.0
 """Seconds of frame time after which an attribution no longer speaks for the frame shown."""
@@ -23,14 +26,14 @@ _KINDS: Final = {"logits": "logit", "means": "mean", "q": "Q-value", "scores": "
 
 
 def why(
-    row: AttributionRow | None, age_s: float | None, features: Mapping[int, str], labels: Mapping[int, str], *, fits: bool, name: str
+    row: Attribution | None, age_s: float | None, features: Mapping[int, str], labels: Mapping[int, str], *, fits: bool, name: str
 ) -> dict[str, Any]:
     """What why.js draws. `age_s`: how much older than the frame shown the attribution is, in seconds of frame time.
 
     `features`, `labels`: how features are called, and in words. `fits`: whether a dictionary serves this run, of `name`.
     """
     if row is None:
-        return {"state": "none", "note": "", "code": _remedy(fits, name), "reason": _reason(fits), "actions": []}
+        return {"state": "none", "note": "", "code": _remedy(fits, name), "reason": _reason(fits), "actions": [], "all": []}
     stale = age_s is not None and age_s > STALE_S
     kind, whole = _KINDS[row.kind], row.action_count == len(row.names)
     shares = _shares(row)
@@ -53,10 +56,24 @@ def why(
     said = f"{kind}s" if whole else f"{kind}s of {len(row.names)} of {row.action_count} actions"
     said = f"{earlier or f'frame {row.seq}'} · {said}"
     note = f"stale: {earlier}" if stale else ""
-    return {"state": "stale" if stale else "shown", "note": note, "unit": said, "reason": "", "code": "", "actions": actions}
+    few = len(actions) <= FEW
+    apart = actions if few else [actions[i] | {"rank": rank} for i, rank in _foremost(row, shares is not None)]
+    lines = [] if few else [{key: action[key] for key in ("name", "chosen", "value", "about", "bar", "signed")} for action in actions]
+    state = "stale" if stale else "shown"
+    return {"state": state, "note": note, "unit": said, "reason": "", "code": "", "actions": apart, "all": lines}
 
 
-def _parts(row: AttributionRow, i: int, features: Mapping[int, str], labels: Mapping[int, str], strongest: float) -> list[dict[str, Any]]:
+def _foremost(row: Attribution, ranked: bool) -> list[tuple[int, str]]:
+    """Which two actions are taken apart where there are many, and what each is: places of their own, so that nothing jumps."""
+    size = row.total if ranked or row.chosen >= 0 else np.abs(row.total)
+    order = np.argsort(-size, kind="stable").tolist()
+    taken = [i for i in order if int(row.actions[i]) == row.chosen]
+    if not taken:
+        return [(order[0], "largest"), (order[1], "second")] if not ranked else [(order[0], "likeliest"), (order[1], "second")]
+    return [(taken[0], "taken"), (next(i for i in order if i != taken[0]), "best other")]
+
+
+def _parts(row: Attribution, i: int, features: Mapping[int, str], labels: Mapping[int, str], strongest: float) -> list[dict[str, Any]]:
     """The strongest features, the other ones, and the rest: they sum to the score."""
     mine = row.contributions[:, i].astype(np.float64)
     top = np.argsort(-np.abs(mine), kind="stable")[:TOP]
@@ -69,7 +86,7 @@ def _parts(row: AttributionRow, i: int, features: Mapping[int, str], labels: Map
     for k in top.tolist():
         feature = int(row.features[k])
         label, name = plain(labels.get(feature, ""), 40), features.get(feature, f"f{feature}")
-        called, active = f"{name}, {label}," if label else name, number(float(row.activations[k]))
+        called, active = f"{name}, {label}," if label else name, number(float(row.values[k]))
         about = f"{called} active at {active}, contributes {_signed(float(mine[k]))}"
         found.append(part(name, label, float(mine[k]), "feature", about))
     others = len(mine) - len(top)
@@ -85,7 +102,7 @@ def _parts(row: AttributionRow, i: int, features: Mapping[int, str], labels: Map
     return found
 
 
-def _shares(row: AttributionRow) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+def _shares(row: Attribution) -> np.ndarray[Any, np.dtype[np.float64]] | None:
     """(a,) probabilities of logits of all actions; None where scores are no logits, or some actions are missing."""
     if row.kind != "logits" or row.action_count != len(row.names):
         return None
