@@ -43,7 +43,7 @@ def why(
     for i, number_ in enumerate(row.actions.tolist()):
         share = None if shares is None else float(shares[i])
         actions.append({
-            "name": plain(row.names[i], 30) or f"action {number_}",
+            "name": plain(row.names[i], 30).replace("_", " ") or f"action {number_}",
             "chosen": row.chosen == number_,
             "value": _signed(float(row.total[i])) if share is None else f"{100 * share:.0f}\u202f%" if share >= 0.01 else "<\u202f1\u202f%",
             "about": f"{kind} {_signed(float(row.total[i]))}",
@@ -64,13 +64,13 @@ def why(
 
 
 def _foremost(row: Attribution, ranked: bool) -> list[tuple[int, str]]:
-    """Which two actions are taken apart where there are many, and what each is: places of their own, so that nothing jumps."""
+    """Which two actions are taken apart where there are many, and what each is called: places of their own, so that nothing jumps."""
     size = row.total if ranked or row.chosen >= 0 else np.abs(row.total)
     order = np.argsort(-size, kind="stable").tolist()
     taken = [i for i in order if int(row.actions[i]) == row.chosen]
     if not taken:
-        return [(order[0], "largest"), (order[1], "second")] if not ranked else [(order[0], "likeliest"), (order[1], "second")]
-    return [(taken[0], "taken"), (next(i for i in order if i != taken[0]), "best other")]
+        return [(order[0], ""), (order[1], "")]
+    return [(taken[0], "taken"), (next(i for i in order if i != taken[0]), "next")]
 
 
 def _parts(row: Attribution, i: int, features: Mapping[int, str], labels: Mapping[int, str], strongest: float) -> list[dict[str, Any]]:
