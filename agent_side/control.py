@@ -245,7 +245,9 @@ class Control:
         self._admit(peer)
         now = time.monotonic_ns()
         if request.op == "hello":
-            return {"run": self._run, "boot": self._boot, "monotonic_ns": now, "lease_s": self._steering.policy.lease_s}
+            policy = self._steering.policy
+            told = {name: getattr(policy, name) for name in ("max_ttl_s", "max_effect", "max_change", "max_active", "effect_hz", "lease_s")}
+            return {"run": self._run, "boot": self._boot, "monotonic_ns": now, "operations": list(policy.operations), **told}
         if request.deadline_ns <= now:
             late = (now - request.deadline_ns) / 1e6
             raise SteeringError(f"the request came {late:.0f} ms after its deadline", reason="late")

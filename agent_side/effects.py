@@ -28,7 +28,7 @@ import torch
 from torch import nn
 
 from interlatent_live.agent_side.hooks import Unkept
-from interlatent_live.stream.intervention import Effects
+from interlatent_live.stream.intervention import MAX_OUTCOMES, Effects, Outcome
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -83,12 +83,15 @@ class Spread:
 class Gauge:
     """Measures on the agent's thread; `drain` is the sender's."""
 
+    first = False
+    """Whether it comes before the model's other hooks, which then see what a limit left."""
+
     def __init__(self, steering: Steering, capture: Capture, model: nn.Module, distribution: Callable[[Any], Any] | None) -> None:
         self._steering, self._capture, self._model, self._distribution = steering, capture, model, distribution
         self._handle: Any = None
         self._running = False
         self._due = 0
-        self._waiting: deque[tuple[int, int, int, int, float, float, str]] = deque(maxlen=_MAX_WAITING)
+        self._waiting: deque[tuple[int, int, int, int, float, float, str, Outcome | None]] = deque(maxlen=_MAX_WAITING)
         self._seq = 0
         self.spread = Spread()
         self.discrete = False
@@ -99,7 +102,7 @@ class Gauge:
     def attend(self, active: bool) -> None:
         """Listen to the model's passes while something is in force; between two passes, on the agent's thread."""
         if active and self._handle is None:
-            self._handle = self._model.register_forward_hook(Unkept(self._passed), with_kwargs=True)
+            self._handle = self._model.register_forward_hook(Unkept(self._passed), with_kwargs=True, prepend=self.first)
         elif not active and self._handle is not None:
             self.detach()
 
@@ -116,14 +119,14 @@ class Gauge:
 
     def drain(self, run: str, boot: str) -> Effects | None:
         """What was measured since the last call, of one kind."""
-        rows: list[tuple[int, int, int, int, float, float, str]] = []
+        rows: list[tuple[int, int, int, int, float, float, str, Outcome | None]] = []
         while self._waiting and (not rows or self._waiting[0][6] == rows[0][6]):
             rows.append(self._waiting.popleft())
         if not rows:
             return None
-        numbers, frames, monotonic, wall, values, factors, kinds = zip(*rows, strict=True)
+        numbers, frames, monotonic, wall, values, factors, kinds, outcomes = zip(*rows, strict=True)
         first, self._seq = self._seq, self._seq + len(rows)
-        return Effects(run, boot, first, kinds[0], numbers, frames, monotonic, wall, values, factors)
+        return Effects(run, boot, first, kinds[0], numbers, frames, monotonic, wall, values, factors, outcomes)
 
     def _passed(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         """After a pass of the model: the output that fits the limits, or None for the one it has."""
@@ -157,7 +160,7 @@ class Gauge:
         replaced: Any = None
         if acting:
             plain = self._again(module, args, kwargs, 1)
-            kind, value = self._effect(output, plain)
+            kind, value, outcome = self._effect(output, plain)
             limits = [act.max_effect for act in acting if act.max_effect is not None]
             if limits and not math.isfinite(value):
                 raise ValueError(f"a limit of {min(limits):g} is asked for, and the effect is not known")
@@ -168,23 +171,25 @@ class Gauge:
                 for act in acting:
                     act.factor *= min(0.95, max(0.05, 0.95 * share))
                 replaced = self._again(module, args, kwargs, 0)
-                _, value = self._effect(replaced, plain)
+                _, value, outcome = self._effect(replaced, plain)
             if limits and value > min(limits):
                 for act in acting:
                     act.factor = 0.0
                 replaced, value = plain, 0.0
-            self._note(acting, kind, value)
+                _, _, outcome = self._effect(plain, plain)
+            self._note(acting, kind, value, outcome)
         if watching:
-            kind, value = self._effect(self._again(module, args, kwargs, 2), output if replaced is None else replaced)
-            self._note(watching, kind, value)
+            kind, value, outcome = self._effect(self._again(module, args, kwargs, 2), output if replaced is None else replaced)
+            self._note(watching, kind, value, outcome)
         return replaced
 
-    def _note(self, acts: Sequence[Act], kind: str, value: float) -> None:
+    def _note(self, acts: Sequence[Act], kind: str, value: float, outcome: Outcome | None) -> None:
         self.measured += 1
         frame, _ = self._steering._position()
         for act in acts:
-            act.effect = value if math.isfinite(value) else None
-            self._waiting.append((act.number, frame, monotonic_ns(), time_ns(), value, act.factor, kind))
+            act.effect, act.kind, act.outcome = value if math.isfinite(value) else None, kind, outcome
+            act.measured += 1
+            self._waiting.append((act.number, frame, monotonic_ns(), time_ns(), value, act.factor, kind, outcome))
 
     def _again(self, module: nn.Module, args: Any, kwargs: Any, mode: int) -> Any:
         """Another pass, of which nothing is kept."""
@@ -204,28 +209,50 @@ class Gauge:
             steering._applied.update(applied)
             steering._changed = changed
 
-    def _effect(self, steered: Any, plain: Any) -> tuple[str, float]:
-        """Kind and size, the mean over environments."""
+    def _effect(self, steered: Any, plain: Any) -> tuple[str, float, Outcome | None]:
+        """Kind and size, the mean over environments; what is done with and without."""
         if self._distribution is not None:
             steered, plain = self._distribution(steered), self._distribution(plain)
         if isinstance(steered, torch.distributions.Distribution):
-            return "kl", float(torch.distributions.kl_divergence(steered, plain).sum().item() / max(1, _rows(steered)))
+            value = float(torch.distributions.kl_divergence(steered, plain).sum().item() / max(1, _rows(steered)))
+            return "kl", value, _of_distributions(steered, plain)
         steered, plain = (value if isinstance(value, torch.Tensor) else value[0] for value in (steered, plain))
         steered, plain = (value.detach().float().reshape(-1, value.shape[-1]) for value in (steered, plain))
         if (self.discrete or self._distribution is not None) and steered.shape[1] > 1:
             p, q = torch.log_softmax(steered, 1), torch.log_softmax(plain, 1)
-            return "kl", max(0.0, float((p.exp() * (p - q)).sum(1).mean()))
+            return "kl", max(0.0, float((p.exp() * (p - q)).sum(1).mean())), _outcome("share", p.exp(), q.exp())
+        outcome = _outcome("value", steered, plain)
         log_std = getattr(self._model, "log_std", None)
         if isinstance(log_std, torch.Tensor) and log_std.numel() == steered.shape[1]:
             deviation = log_std.detach().float().exp().reshape(-1)
-            return "kl", float((((steered - plain) / deviation) ** 2).sum(1).mean() / 2)
+            return "kl", float((((steered - plain) / deviation) ** 2).sum(1).mean() / 2), outcome
         known = self.spread.deviations(steered.shape[1])
         if known is None:
-            return "sd", math.nan
+            return "sd", math.nan, outcome
         apart = (steered - plain) / known.to(steered.device).clamp(min=1e-12)
-        return "sd", float(apart.square().mean(1).sqrt().mean())
+        return "sd", float(apart.square().mean(1).sqrt().mean()), outcome
 
 
 def _rows(distribution: Any) -> int:
     shape = distribution.batch_shape
     return int(shape[0]) if len(shape) else 1
+
+
+def _of_distributions(steered: Any, plain: Any) -> Outcome | None:
+    """Probabilities of a categorical one, means of one that has them."""
+    if isinstance(steered, torch.distributions.Categorical):
+        return _outcome("share", steered.probs, plain.probs)
+    try:
+        return _outcome("value", steered.mean, plain.mean)
+    except (NotImplementedError, AttributeError):
+        return None
+
+
+def _outcome(measure: str, steered: torch.Tensor, plain: torch.Tensor) -> Outcome | None:
+    """Of the mean over rows: the likeliest actions, or the components that differ most."""
+    steered, plain = (value.detach().float().reshape(-1, value.shape[-1] if value.dim() else 1).mean(0).cpu() for value in (steered, plain))
+    weight = torch.maximum(steered, plain) if measure == "share" else (steered - plain).abs()
+    chosen = torch.topk(weight, min(MAX_OUTCOMES, len(weight))).indices.sort().values
+    if not len(chosen) or not bool(torch.isfinite(steered[chosen]).all() and torch.isfinite(plain[chosen]).all()):
+        return None
+    return Outcome(measure, tuple(chosen.tolist()), tuple(steered[chosen].tolist()), tuple(plain[chosen].tolist()))

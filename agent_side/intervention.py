@@ -25,6 +25,7 @@ from interlatent_live.analyzer.edit_row import PreparedEdit
 if TYPE_CHECKING:
     from interlatent_live.analyzer.dictionary import Dictionary
     from interlatent_live.stream.condition import Condition
+    from interlatent_live.stream.intervention import Outcome
 
 __all__ = ["Act", "Cause", "Force", "History", "Steered"]
 
@@ -74,6 +75,12 @@ class Act:
         """Rows whose change was cut to `max_change`."""
         self.effect: float | None = None
         """The last effect measured."""
+        self.kind = ""
+        """Of the effect: 'kl' or 'sd'."""
+        self.outcome: Outcome | None = None
+        """What the agent does with and without, as measured last."""
+        self.measured = 0
+        """How often it was measured."""
         self.on: list[bool] | None = None
         """By environment: whether the condition holds; None: there is none."""
         self.features: dict[str, list[float]] = {}

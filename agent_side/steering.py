@@ -108,7 +108,7 @@ class Steering:
         self._dictionaries = Steerable(self.policy, names, weights, weights_hash, find)
         if model is not None:
             if self.policy.effect_hz:
-                self._gauge = Gauge(self, self._capture, model, distribution)
+                self._gauge = self._make_gauge(model, distribution)
             if self.policy.action_limits is not None:
                 low, high = zip(*self.policy.action_limits, strict=True)
                 self._limits = torch.tensor(low), torch.tensor(high)
@@ -167,8 +167,8 @@ class Steering:
         if not 0 < ttl_s <= self.policy.max_ttl_s:
             raise SteeringError(f"ttl_s is {ttl_s:g}; above 0 and at most {self.policy.max_ttl_s:g} s are allowed", reason="not_allowed")
         strength = _finite(strength, "strength")
-        if env is not None and not 0 <= env < self._capture.num_envs:
-            raise SteeringError(f"env is {env}; the tap has 0 to {self._capture.num_envs - 1}", reason="bad_request")
+        if env is not None and not 0 <= env < self._most_envs():
+            raise SteeringError(f"env is {env}; the tap has 0 to {self._most_envs() - 1}", reason="bad_request")
         found = None if direction is not None else self._dictionaries.named(dictionary)
         if found is not None:
             source, site, width = found.cfg.input, found.cfg.output, found.cfg.d_out
@@ -281,7 +281,8 @@ class Steering:
         acts = () if self.wanted is None else self.wanted.acts
         return [
             _told(act) | {"id": act.id, "number": act.number, "left_s": max(0.0, (act.deadline_ns - now) / 1e9), "holds": act.holds(),
-                          "factor": act.factor, "effect": act.effect, "clipped": act.clipped}
+                          "factor": act.factor, "effect": act.effect, "clipped": act.clipped, "kind": act.kind, "measured": act.measured,
+                          "outcome": None if act.outcome is None else act.outcome.data}
             for act in acts
         ]  # fmt: skip
 
@@ -311,13 +312,11 @@ class Steering:
 
     def touch(self, index: int, value: Any) -> Any:
         """What a hook of tap point `index` returns: the changed value, or None. Never raises."""
-        wanted = self.wanted
-        if wanted is None or self._capture.resting:
+        if self._capture.resting:
             return None
-        if wanted is not self.force:
-            if self._mode:
-                return None
-            self.adopt()
+        wanted = self._current()
+        if wanted is None:
+            return None
         acts = wanted.sites.get(index)
         if acts is None and index not in wanted.inputs:
             return None
@@ -336,7 +335,7 @@ class Steering:
                 self._held[index] = rows.detach().to(torch.float32, copy=True).reshape(len(rows), -1)
             if acts is None or self._mode == 1:
                 return None
-            now, envs = monotonic_ns(), self._capture.num_envs
+            now, envs = monotonic_ns(), self._envs()
             result = flat = rows.reshape(-1, acts[0].width)
             for act in acts:
                 if not act.live(now) or (act.shadow and self._mode != 2):
@@ -458,6 +457,26 @@ class Steering:
                 held[-1] = False  # of the next episode nothing is known yet
         act.on = held
 
+    def _current(self) -> Force | None:
+        """What is in force for the hook that asks, taken over if it is new."""
+        wanted = self.wanted
+        if wanted is not self.force:
+            if self._mode:
+                return None
+            self.adopt()
+        return wanted
+
+    def _envs(self) -> int:
+        """Environments of the pass that runs."""
+        return self._capture.num_envs
+
+    def _most_envs(self) -> int:
+        """Environments that an intervention may name."""
+        return self._capture.num_envs
+
+    def _make_gauge(self, model: nn.Module, distribution: Callable[[Any], Any] | None) -> Gauge:
+        return Gauge(self, self._capture, model, distribution)
+
     def _rows(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """The rows that belong to the tap's environments; None for another batch."""
         capture = self._capture
@@ -472,7 +491,7 @@ class Steering:
     def _where(self, act: Act) -> tuple[bool, ...] | None:
         if act.env is None and act.on is None:
             return None
-        return tuple((act.env is None or env == act.env) and (act.on is None or act.on[env]) for env in range(self._capture.num_envs))
+        return tuple((act.env is None or env == act.env) and (act.on is None or act.on[env]) for env in range(self._envs()))
 
     def _put(self, value: Any, tensor: torch.Tensor, result: torch.Tensor) -> Any:
         chosen = self._capture.chosen

@@ -87,6 +87,7 @@ _TABLES: Final[tuple[tuple[str, str], ...]] = (
         "ORDER BY boot, number",
     ),
     ("effects", "SELECT boot, number, seq, kind, value, factor FROM effects ORDER BY boot, number, seq"),
+    ("outcomes", "SELECT boot, number, seq, measure, actions, steered, unsteered FROM outcomes ORDER BY boot, number, seq"),
     (
         "correlation_snapshots",
         "SELECT s.boot, s.rank, span, c.next_seq, frames, metrics, features, r, n, n_eff, low, high, q "

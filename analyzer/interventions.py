@@ -11,7 +11,7 @@ from typing import Any, Final
 from interlatent_live.analyzer.writes import Value, Writes
 from interlatent_live.stream.intervention import Effects, Intervention
 
-__all__ = ["EffectRow", "InterventionRow", "decode_intervention", "intervened", "measured"]
+__all__ = ["EffectRow", "InterventionRow", "OutcomeRow", "decode_intervention", "decode_outcome", "intervened", "measured"]
 
 _APART: Final = ("author", "reason", "condition", "shadow")
 
@@ -53,6 +53,25 @@ class EffectRow:
     wall_ns: int
 
 
+@dataclass(frozen=True, slots=True)
+class OutcomeRow:
+    """What the agent does with and without an intervention, as measured on frame `seq`."""
+
+    number: int
+    seq: int
+    measure: str
+    """'share': probabilities of actions. 'value': numbers of the action."""
+    actions: tuple[int, ...]
+    """Numbers of the actions or components."""
+    steered: tuple[float, ...]
+    unsteered: tuple[float, ...]
+
+
+def decode_outcome(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Columns in the order of OutcomeRow."""
+    return (*row[:3], *(tuple(json.loads(text)) for text in row[3:]))
+
+
 def decode_intervention(row: tuple[Any, ...]) -> tuple[Any, ...]:
     """Columns in the order of InterventionRow."""
     return (*row[:4], json.loads(row[4]), *row[5:])
@@ -81,7 +100,20 @@ def intervened(message: Intervention, writes: Writes) -> None:
 
 
 def measured(message: Effects, writes: Writes) -> None:
-    """A row for each measurement. Twice is once."""
+    """A row for each measurement, and one for what is done with and without where that is told. Twice is once."""
+    for i, outcome in enumerate(message.outcome):
+        if outcome is not None:
+            writes.insert_once(
+                "outcomes",
+                run=message.run,
+                boot=message.boot,
+                number=message.number[i],
+                seq=message.frame[i],
+                measure=outcome.measure,
+                actions=json.dumps(outcome.actions),
+                steered=json.dumps(outcome.steered),
+                unsteered=json.dumps(outcome.unsteered),
+            )
     for i, value in enumerate(message.value):
         writes.insert_once(
             "effects",

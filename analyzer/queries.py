@@ -318,7 +318,8 @@ class Reader:
         if not self._table("outcomes"):
             return None
         until = (1 << 62) if until_seq is None else until_seq
-        found = self._select(OutcomeRow, "outcomes WHERE boot = ? AND number = ? AND seq <= ? ORDER BY seq DESC LIMIT 1", boot, number, until)
+        where = "outcomes WHERE boot = ? AND number = ? AND seq <= ? ORDER BY seq DESC LIMIT 1"
+        found = self._select(OutcomeRow, where, boot, number, until)
         return found[0] if found else None
 
     def prompts(self, boot: str | None = None, after: int = -1, limit: int = 10_000) -> list[PromptRow]:

@@ -27,7 +27,9 @@ APPLICATION_ID: Final = 0x494C4C56
 """'ILLV' at byte 68 of the file."""
 MIGRATIONS: Final[tuple[str, ...]] = tuple(
     files(__package__).joinpath(name).read_text(encoding="utf-8")
-    for name in ("schema.sql", "scalars.sql", "clips.sql", "attributions.sql", "interventions.sql", "prompts.sql")
+    for name in (
+        "schema.sql", "scalars.sql", "clips.sql", "attributions.sql", "interventions.sql", "prompts.sql", "outcomes.sql", "notes.sql",
+    )  # fmt: skip
 )
 """Script n brings a database of `user_version` n to n + 1."""
 _COUNTED: Final = ("batches", "sections", "events", "drift", "correlation_snapshots")

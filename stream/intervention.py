@@ -12,11 +12,13 @@ from typing import Any, Final
 
 from interlatent_live.stream.errors import MalformedMessage
 
-__all__ = ["MAX_EFFECT_ROWS", "Effects", "Intervention"]
+__all__ = ["MAX_EFFECT_ROWS", "MAX_OUTCOMES", "Effects", "Intervention", "Outcome"]
 
 Count = Callable[[Mapping[str, Any], str], int]
 """A whole number of a map, or a WireError."""
 MAX_EFFECT_ROWS: Final = 4_096
+MAX_OUTCOMES: Final = 16
+"""Actions of which an outcome tells."""
 _MAX_ID: Final = 64
 _STARTED: Final = ("seq", "number", "frame", "step", "monotonic_ns", "wall_ns")
 _COUNTS: Final = ("number", "frame", "monotonic_ns", "wall_ns")
@@ -67,6 +69,37 @@ class Intervention:
 
 
 @dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the agent would do with and without: mean over its environments, of the actions that say most."""
+
+    measure: str
+    """'share': probabilities of actions. 'value': components of the action, or what the model returns for it."""
+    actions: tuple[int, ...]
+    """Numbers of the actions or components, rising; at most 16."""
+    steered: tuple[float, ...]
+    unsteered: tuple[float, ...]
+
+    @property
+    def data(self) -> list[Any]:
+        """As plain data."""
+        return [self.measure, list(self.actions), list(self.steered), list(self.unsteered)]
+
+    @classmethod
+    def of(cls, data: Any) -> Outcome:
+        """Inverse of `data`. Raises MalformedMessage."""
+        if not isinstance(data, (list, tuple)) or len(data) != 4 or data[0] not in ("share", "value"):
+            raise MalformedMessage("effects: an outcome is ['share' or 'value', actions, steered, unsteered]")
+        columns = [tuple(column) if isinstance(column, (list, tuple)) else () for column in data[1:]]
+        if not 0 < len(columns[0]) <= MAX_OUTCOMES or len({len(column) for column in columns}) != 1:
+            raise MalformedMessage(f"effects: an outcome has three lists of 1 to {MAX_OUTCOMES} numbers, equally long")
+        if not all(type(a) is int and 0 <= a < 1 << 31 for a in columns[0]):
+            raise MalformedMessage("effects: an outcome names actions by their numbers")
+        if any(isinstance(v, bool) or not isinstance(v, (int, float)) for column in columns[1:] for v in column):
+            raise MalformedMessage("effects: an outcome holds something that is no number")
+        return cls(data[0], columns[0], tuple(map(float, columns[1])), tuple(map(float, columns[2])))
+
+
+@dataclass(frozen=True, slots=True)
 class Effects:
     """What interventions did to the action, as measured; by row."""
 
@@ -85,10 +118,14 @@ class Effects:
     """NaN: not known."""
     factor: tuple[float, ...]
     """What a limit left of the change, 1: all."""
+    outcome: tuple[Outcome | None, ...] = ()
+    """What is done with and without, by row; (): not told."""
 
     def header(self) -> dict[str, Any]:
         """What the wire's header holds beside its common keys."""
         columns = {name: list(getattr(self, name)) for name in (*_COUNTS, *_VALUES)}
+        if any(self.outcome):
+            columns["outcome"] = [None if one is None else one.data for one in self.outcome]
         return {"boot": self.boot, "seq": self.seq, "kind": self.kind, **columns}
 
     @classmethod
@@ -108,4 +145,9 @@ class Effects:
                 raise MalformedMessage(f"effects: `{name}` holds something that is no number")
             else:
                 columns[name] = tuple(float(item) for item in column)
+        outcome = header.get("outcome")
+        if outcome is not None:
+            if not isinstance(outcome, list) or len(outcome) != len(value):
+                raise MalformedMessage(f"effects: `outcome` is not a list of {len(value)}")
+            columns["outcome"] = tuple(None if one is None else Outcome.of(one) for one in outcome)
         return cls(run, boot, count(header, "seq"), str(kind), **columns)

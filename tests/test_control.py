@@ -124,6 +124,7 @@ def test_a_client_steers_renews_and_releases() -> None:
         plain = agent.last
         hello = client.hello()
         assert (hello["run"], hello["boot"]) == ("controlled", agent.tap.boot)
+        assert (hello["operations"], hello["max_ttl_s"]) == (["ablate", "scale", "clamp", "add"], 300.0)  # what a client may offer
         started = client.steer(operation="scale", strength=0.0, feature=4, ttl_s=60, reason="why not")
         assert (started["author"], started["reason"], started["feature"], started["left_s"] > 50) == ("me", "why not", 4, True)
         until(lambda: agent.last != plain)

@@ -72,6 +72,11 @@ def test_the_kl_of_a_discrete_policy_is_measured_stored_and_replayed(tmp_path: P
     analyze_recording(tmp_path / "r.mcap", tmp_path / "r.db", neurons_only=True)
     with Reader(tmp_path / "r.db") as reader:
         rows = reader.effects(tap.boot, 0)
+        outcome = reader.outcome(tap.boot, 0)
+    assert outcome is not None
+    assert (outcome.seq, outcome.measure, outcome.actions) == (frames[-1], "share", tuple(range(plain.shape[1])))
+    assert outcome.steered == pytest.approx(steered.softmax(1)[0].tolist(), rel=1e-4)
+    assert outcome.unsteered == pytest.approx(plain.softmax(1)[0].tolist(), rel=1e-4)
     assert [row.seq for row in rows] == frames
     assert rows[0].value == pytest.approx(act.effect, rel=1e-4)
     assert rows[0].factor == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from tests.test_control import Agent, until
 
 from interlatent_live.stream.errors import WireError
-from interlatent_live.stream.intervention import Effects, Intervention
+from interlatent_live.stream.intervention import Effects, Intervention, Outcome
 from interlatent_live.stream.manifest import ControlSpec, Manifest
 from interlatent_live.stream.wire import decode, encode
 from interlatent_live.viewer.timeline import Timeline
@@ -31,9 +32,10 @@ START = Intervention(
 )  # fmt: skip
 END = Intervention("r", "b", 1, 3, "0a" * 8, "end", "author_gone", 12, 11, 1_100, 2_100, START.told)
 EFFECTS = Effects("r", "b", 7, "kl", (3, 3), (10, 11), (1_000, 1_100), (2_000, 2_100), (0.25, math.inf), (1.0, 0.5))
+TOLD = dataclasses.replace(EFFECTS, outcome=(None, Outcome("share", (0, 3), (0.25, 0.75), (1.0, 0.0))))
 
 
-@pytest.mark.parametrize("message", [START, END, EFFECTS])
+@pytest.mark.parametrize("message", [START, END, EFFECTS, TOLD])
 def test_messages_come_back_as_they_went(message: Any) -> None:
     assert decode(encode(message)) == message
 
@@ -52,7 +54,7 @@ def test_the_control_is_in_the_manifest_only_where_there_is_one() -> None:
 
 @settings(deadline=None, max_examples=150)
 @given(
-    st.sampled_from([START, END, EFFECTS]),
+    st.sampled_from([START, END, EFFECTS, TOLD]),
     st.data(),
     st.none() | st.integers(-2, 2**64 - 1) | st.text(max_size=80) | st.lists(st.integers(-1, 3), max_size=3) | st.floats() | st.booleans(),
 )
@@ -66,6 +68,18 @@ def test_a_header_that_was_tampered_with_is_read_or_refused_by_name(message: Any
         header[key] = value
     with contextlib.suppress(WireError):  # and nothing else
         decode([parts[0], msgpack.packb(header), parts[2]])
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [{}, [None], [None, ["share", [0], [0.5], [0.5, 0.5]]], [None, ["odds", [0], [0.5], [0.5]]], [None, ["share", [-1], [0.5], [0.5]]],
+     [None, ["share", [], [], []]], [None, ["value", [0], ["x"], [0.5]]], [None, ["value", list(range(17)), [0.0] * 17, [0.0] * 17]]],
+)  # fmt: skip
+def test_an_outcome_that_is_none_is_refused(outcome: Any) -> None:
+    parts = encode(TOLD)
+    header = msgpack.unpackb(parts[1]) | {"outcome": outcome}
+    with pytest.raises(WireError, match="outcome"):
+        decode([parts[0], msgpack.packb(header), *parts[2:]])
 
 
 def steer(agent: Agent, *arguments: str) -> subprocess.Popen[str]:
