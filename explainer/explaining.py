@@ -26,14 +26,14 @@ import numpy.typing as npt
 from interlatent_live.analyzer.writes import Writes
 from interlatent_live.explainer.grammar import parse
 from interlatent_live.explainer.hypothesis import Hypothesis, from_rule
-from interlatent_live.explainer.labelled import TOKEN
+from interlatent_live.explainer.labelled import NEXT, TOKEN
 from interlatent_live.explainer.notebook import Notebook
 from interlatent_live.explainer.predicate import Predicate
 from interlatent_live.explainer.rules import fit
 from interlatent_live.explainer.scoring import LIVE_POSITIVES, Interval, Score, difference, live, score
 from interlatent_live.explainer.source import Frames, Subject
 from interlatent_live.explainer.table import Table
-from interlatent_live.explainer.wording import Wording
+from interlatent_live.explainer.wording import Wording, Words
 from interlatent_live.stream.errors import PredicateError
 
 __all__ = ["HERE", "NARRATED", "Current", "Explaining", "askable", "established", "read_score"]
@@ -93,7 +93,7 @@ def established(found: Score) -> bool:
 
 def askable(predicate: Predicate, table: Table) -> bool:
     """Whether the frames have the labels that are asked for: those of earlier prompts may be gone."""
-    return all(not isinstance(clause.value, str) or clause.metric in table.labels for clause in predicate.clauses)
+    return all(not clause.texts or clause.metric in table.labels for clause in predicate.clauses)
 
 
 class Explaining:
@@ -105,6 +105,9 @@ class Explaining:
         self.current: dict[int, Current] = {}
         self._tried: dict[int, int] = {}
         self._names_seen = 0
+        self.names: dict[int, str] = {}
+        """What people call features, as of the last `look_at_names`."""
+        self._named_until = 0
         self._load()
 
     @property
@@ -147,7 +150,7 @@ class Explaining:
     def _vocabulary(self) -> Any:
         from interlatent_live.explainer.table import Vocabulary
 
-        labels: dict[str, tuple[str, ...]] = {TOKEN: ()} if self.subject.language else {}
+        labels: dict[str, tuple[str, ...]] = {TOKEN: (), NEXT: ()} if self.subject.language else {}
         return Vocabulary.of(self.subject.manifest, self.subject.dictionary.features, labels)
 
     def alive(self, frames: Frames) -> list[int]:
@@ -187,11 +190,14 @@ class Explaining:
         actions = [name for name in self.subject.actions if name in frames.table.numbers]
         fitted = fit(
             frames.table, features, frames.training, metrics=self.subject.metrics, changes=(1,), actions=actions,
-            lags=(1,) if self.subject.language else (), labels=tuple(frames.table.labels),
+            lags=(1,) if self.subject.language else (), labels=tuple(n for n in frames.table.labels if n != NEXT),
+            sets=[(TOKEN, 0)] if TOKEN in frames.table.labels else [],
+            more_sets=[(n, lag) for n, lag in ((TOKEN, 1), (NEXT, 0)) if n in frames.table.labels],
         )  # fmt: skip
         used = list(dict.fromkeys(n for r in fitted for n in r.predicate.names if n not in frames.table.labels))
         wording = Wording.of(
-            frames.table, frames.training, used, step_period_s=self.subject.manifest.step_period_s, names=self.subject.actions)
+            frames.table, frames.training, used, step_period_s=self.subject.manifest.step_period_s, names=self.subject.actions,
+            words=Words.of(self.subject.language))
         taken = {c.label: c.feature for c in self.current.values()}
         proposals = []
         for rule in sorted(fitted, key=lambda r: r.feature):
@@ -352,9 +358,19 @@ class Explaining:
                 held_out_positives=int(held[feature]), live=int(feature in alive), frames=encoded,
             )  # fmt: skip
 
+    def look_at_names(self) -> None:
+        """Take in what people called features since; they win over labels from the next line on."""
+        sql = "SELECT id, feature, label FROM names WHERE dictionary_hash = ? AND id > ? ORDER BY id"
+        for id, feature, label in self._notebook.all(sql, self._hash, self._named_until):
+            self._named_until = id
+            if label is None:
+                self.names.pop(feature, None)
+            else:
+                self.names[feature] = label
+
     def _take_users(self, frames: Frames) -> None:
         """Predicates that users gave since the last look."""
-        sql = "SELECT id, feature, label, predicate FROM user_names WHERE dictionary_hash = ? AND id > ? ORDER BY id"
+        sql = "SELECT id, feature, label, predicate FROM names WHERE dictionary_hash = ? AND id > ? ORDER BY id"
         for id, feature, label, text in self._notebook.all(sql, self._hash, self._names_seen):
             self._names_seen = id
             standing = self.current.get(feature)
@@ -362,7 +378,8 @@ class Explaining:
                 continue
             predicate = parse(text)
             used = [n for n in predicate.names if n in frames.table.numbers]
-            wording = Wording.of(frames.table, frames.training, used, names=self.subject.actions)
+            wording = Wording.of(
+                frames.table, frames.training, used, names=self.subject.actions, words=Words.of(self.subject.language))
             try:
                 predicate.check(frames.table.vocabulary)
             except PredicateError as error:

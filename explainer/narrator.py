@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from interlatent_live.explainer.explaining import Current, askable
 from interlatent_live.explainer.source import Frames, Piece, Subject, gather
-from interlatent_live.explainer.wording import spoken
+from interlatent_live.explainer.wording import Words, spoken
 
 __all__ = ["GAP_S", "Line", "Mention", "Narrator"]
 
@@ -116,6 +116,7 @@ class Narrator:
         self._active, self._frames = np.zeros(n), 0.0
         self._prior, self._weight = np.zeros(n), np.zeros(n)
         self._current: Mapping[int, Current] = {}
+        self._names: Mapping[int, str] = {}
         self._withheld = ""
         self._began_s: float | None = None
         self._ticked_s = self._told_s = -math.inf
@@ -127,9 +128,15 @@ class Narrator:
         self._episode = -1
         self._boot = ""
 
-    def learn(self, current: Mapping[int, Current], withheld: str = "") -> None:
-        """What explanations there are. `withheld`: why nothing may be said of features now, '' where it may."""
-        self._current, self._withheld = current, withheld
+    @property
+    def _called(self) -> Words:
+        return Words.of(self.subject.language)
+
+    def learn(self, current: Mapping[int, Current], withheld: str = "", names: Mapping[int, str] | None = None) -> None:
+        """What explanations there are. `withheld`: why nothing may be said of features now, '' where it may.
+        `names`: what people call features; they stand in for labels.
+        """
+        self._current, self._withheld, self._names = current, withheld, names or {}
         for feature, explanation in current.items():
             if explanation.held_out is not None and not self._weight[feature] and math.isfinite(explanation.held_out.base_rate):
                 self._weight[feature] = _PRIOR
@@ -234,8 +241,9 @@ class Narrator:
             return self._line("drift", "; ".join(self._drain()), piece, row, last, usual, [])
         if self._ended is not None:
             episode, steps, died, total, seq = self._ended
-            how = "ended by itself" if died else "was cut off"
-            ended = f"episode {episode} {how} after {steps} steps" + ("" if total is None else f", return {total:.5g}")
+            how = "ended" if self.subject.language else "ended by itself" if died else "was cut off"  # a text has no other end
+            ended = f"{self._called.episode} {episode} {how} after {steps} {self._called.steps}"
+            ended += "" if total is None else f", return {total:.5g}"
             return self._line("episode", ended, piece, row, last, usual, telling, seq=seq)
         if first:
             return self._line("begin", "", piece, row, last, usual, telling)
@@ -297,12 +305,12 @@ class Narrator:
         episode, step = int(columns["episode"][row]), int(columns["episode_step"][row])
         seq = piece.first_seq + row if seq is None else seq
         parts = [head] if head else []
-        parts += [", ".join(_words(m) for m in mentions[:_SPOKEN])] if mentions else []
+        parts += [", ".join(_words(m, "tokens" if self.subject.language else "frames") for m in mentions[:_SPOKEN])] if mentions else []
         parts += [m.effect for m in mentions[:1] if m.effect and m.label]
         if self._withheld and kind != "drift":
             parts.append(f"nothing is said of features: {self._withheld}")
         if action:
-            parts.append(f"the agent: {action}")
+            parts.append(f"the {'model' if self.subject.language else 'agent'}: {action}")
         text = "; ".join(parts) or "nothing known yet"
         return Line(
             kind, piece.boot, self.env, seq, newest[0].first_seq, piece.first_seq + len(piece), float(piece.t[row]), piece.wall_ns,
@@ -315,7 +323,8 @@ class Narrator:
         spoken_of = current is not None and current.narratable
         interval = shown.balanced_accuracy if shown is not None else None
         return Mention(
-            feature=feature, name=self.subject.name(feature), label=current.label if current is not None and spoken_of else None,
+            feature=feature, name=self.subject.name(feature),
+            label=self._names.get(feature, current.label) if current is not None and spoken_of else None,
             explanation=current.id if current is not None else None, score=_known(interval.mean) if interval else None,
             low=_known(interval.low) if interval else None, high=_known(interval.high) if interval else None,
             share=float(np.nan_to_num(last[feature])), usual=_known(float(usual[feature])),
@@ -346,7 +355,7 @@ class Narrator:
             best = int(np.argmax(counts))
             number = int(choices[best])
             name = spoken(spec.names[number]) if 0 <= number < len(spec.names) else f"action {number}"
-            return f"{name} in {100 * counts[best] / counts.sum():.0f} % of steps"
+            return f"{name} in {100 * counts[best] / counts.sum():.0f} % of {self._called.steps}"
         mean = np.nanmean(values, axis=0) if np.isfinite(values).any() else np.zeros(0)
         if not len(mean) or not np.isfinite(mean).any():
             return ""
@@ -355,12 +364,12 @@ class Narrator:
         return f"strongest on average {name} {mean[best]:+.2f}".replace("-", "−")
 
 
-def _words(mention: Mention) -> str:
-    """One feature, with its score."""
+def _words(mention: Mention, frames: str = "frames") -> str:
+    """One feature, with its score. `frames`: what these are called."""
     usual = "" if mention.usual is None else f", usually {_percent(mention.usual)}"
     if mention.label is None:
         why = "not explained" if mention.score is None else f"explanation scores {mention.score:.2f} only"
-        return f"{mention.name} active in {_percent(mention.share)} of frames{usual} ({why})"
+        return f"{mention.name} active in {_percent(mention.share)} of {frames}{usual} ({why})"
     holds = "" if mention.holds is None else f", rule holds in {_percent(mention.holds)}"
     return f"“{mention.label}” ({mention.name}, score {mention.score:.2f}; active {_percent(mention.share)}{usual}{holds})"
 

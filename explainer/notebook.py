@@ -1,14 +1,13 @@
 """The explainer's own tables, in the analyzer's file, with migrations of their own.
 
-One process at a time writes them (a lock beside the file); users' names are written by whoever the user commands. The
-analyzer never waits for long: a transaction is gathered first and takes about a millisecond, and the log is never
-checkpointed from here. A database that the analyzer has not made yet is a StoreError: wait for it.
+One process at a time writes them (a lock beside the file); watchpoints write theirs beside it. What people say of features
+goes through `explainer.notes`. The analyzer never waits for long: a transaction is gathered first and takes about a
+millisecond, and the log is never checkpointed from here. A database that the analyzer has not made yet is a StoreError: wait for it.
 """
 
 from __future__ import annotations
 
 import sqlite3
-import time
 from importlib.resources import files
 from pathlib import Path
 from typing import Final
@@ -17,6 +16,7 @@ from interlatent_live.analyzer.lock import FileLock
 from interlatent_live.analyzer.store import APPLICATION_ID
 from interlatent_live.analyzer.writer import BUSY_S, Writer, translated
 from interlatent_live.analyzer.writes import Writes
+from interlatent_live.explainer.notes import MOVED, TABLES
 from interlatent_live.stream.errors import ForeignDatabase, StoreError
 
 __all__ = ["MIGRATIONS", "Notebook"]
@@ -25,6 +25,7 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     files(__package__).joinpath("notebook.sql").read_text(encoding="utf-8"),
     "ALTER TABLE narration ADD COLUMN wording TEXT; ALTER TABLE narration ADD COLUMN worded_by TEXT",  # a language model's, if any
     files(__package__).joinpath("watched.sql").read_text(encoding="utf-8"),
+    f"{TABLES}; {MOVED}",
 )
 """Script n brings the explainer's tables from version n to n + 1."""
 _COUNTED: Final = ("explanations", "attempts", "narration")
@@ -33,7 +34,7 @@ _COUNTED: Final = ("explanations", "attempts", "narration")
 class Notebook(Writer):
     """The writer's side. Not for several threads.
 
-    `service`: take the lock that lets one process write explanations. False: for users' names only.
+    `service`: take the lock that lets one process write explanations. False: for watchpoints.
     """
 
     def __init__(self, path: Path | str, *, service: bool = True) -> None:
@@ -75,7 +76,7 @@ class Notebook(Writer):
             except BaseException as error:
                 if self.connection.in_transaction:
                     self.connection.execute("ROLLBACK")
-                # a name and a service that begin together: the other one was faster
+                # a watchpoint and a service that begin together: the other one was faster
                 if not (isinstance(error, sqlite3.OperationalError) and self._version(None) >= number + 1):
                     raise
 
@@ -112,13 +113,5 @@ class Notebook(Writer):
             "WHERE boot = ? AND env = ? AND seq = ? AND predicate = ? AND NOT EXISTS "
             "(SELECT 1 FROM cited c WHERE c.kind = 'watched' AND c.ref = w.id)",
             boot, env, seq, predicate,
-        )  # fmt: skip
-        self.commit(writes)
-
-    def name(self, dictionary_hash: str, feature: int, label: str, predicate: str | None) -> None:
-        """Keep what a user calls a feature."""
-        writes = Writes()
-        writes.insert(
-            "user_names", wall_ns=time.time_ns(), dictionary_hash=dictionary_hash, feature=feature, label=label, predicate=predicate,
         )  # fmt: skip
         self.commit(writes)

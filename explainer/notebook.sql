@@ -1,5 +1,5 @@
--- Version 1 of the explainer's tables, in the analyzer's file. Written by the explain service alone (`user_names`: by whoever the
--- user commands), never by the analyzer. What cannot be computed is NULL. Prose comes from outside: whoever shows it escapes it.
+-- Version 1 of the explainer's tables, in the analyzer's file. Written by the explain service alone, never by the analyzer.
+-- What cannot be computed is NULL. Prose comes from outside: whoever shows it escapes it.
 CREATE TABLE explanations (                -- every version; the newest of a feature is the current one
   id INTEGER PRIMARY KEY, dictionary_hash TEXT NOT NULL, feature INTEGER NOT NULL, version INTEGER NOT NULL,
   label TEXT NOT NULL, description TEXT NOT NULL, predicate TEXT NOT NULL, clauses INTEGER NOT NULL,       -- predicate: explainer/grammar.py
@@ -36,6 +36,6 @@ CREATE TABLE llm_endpoints (               -- by address and model, never a key
 CREATE TABLE llm_usage (minute INTEGER PRIMARY KEY, calls INTEGER NOT NULL, tokens INTEGER NOT NULL) STRICT;    -- Unix minutes
 CREATE TABLE llm_cache (key TEXT PRIMARY KEY, answer TEXT NOT NULL, wall_ns INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE explainer_state (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;      -- 'status': JSON
-CREATE TABLE user_names (                  -- what the user says wins; all of it is kept, the newest counts
+CREATE TABLE user_names (                  -- of older builds: version 4 moves them to `names`, see analyzer/notes.sql
   id INTEGER PRIMARY KEY, wall_ns INTEGER NOT NULL, dictionary_hash TEXT NOT NULL, feature INTEGER NOT NULL, label TEXT NOT NULL,
   predicate TEXT) STRICT;

@@ -13,7 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from interlatent_live.analyzer.prompts import TokenRow
 from interlatent_live.analyzer.queries import Reader
+from interlatent_live.explainer.notes import Name, Note
 from interlatent_live.explainer.scoring import LIVE_DENSITY, LIVE_POSITIVES
 
 __all__ = ["Attempt", "Explanation", "NarrationLine", "Pages", "ScoreRow", "WatchedFrame"]
@@ -77,6 +79,8 @@ class Explanation:
     """Fraction of the frames in which the feature is active."""
     live: bool
     """Worth explaining: density 1-90 %, 20 held-out active frames."""
+    own_label: str | None = None
+    """The explanation's own, whatever the user calls it; None without one."""
 
     def to_dict(self) -> dict[str, Any]:
         """As `interlatent-live explanations --json` prints it."""
@@ -164,9 +168,11 @@ class Pages(Reader):
     def explanations(self, dictionary_hash: str | None = None, *, everything: bool = False) -> list[Explanation]:
         """The newest version of each live feature, by feature. `everything`: of every feature that was ever active."""
         hash_ = dictionary_hash or self.subject_hash()
-        if hash_ is None or not self.explained():
+        if hash_ is None:
             return []
-        names = self._names(hash_)
+        names = self.named(hash_)
+        if not self.explained():
+            return [_explanation(f, None, [], names[f], None, False) for f in sorted(names) if everything]
         features = {
             int(f): (density, bool(live))
             for f, density, live in self._rows("SELECT feature, density, live FROM features WHERE dictionary_hash = ?", hash_)
@@ -248,8 +254,44 @@ class Pages(Reader):
         row = self._first("SELECT value FROM explainer_state WHERE key = 'status'") if self.explained() else ()
         return dict(json.loads(row[0])) if row else None
 
-    def _names(self, hash_: str) -> dict[int, str]:
-        return dict(self._rows("SELECT feature, label FROM user_names WHERE dictionary_hash = ? ORDER BY id", hash_))
+    # what people say
+
+    def named(self, dictionary_hash: str) -> dict[int, str]:
+        """What people call features, by feature; those whose name was taken back are left out."""
+        found: dict[int, str | None] = {}
+        for table in ("user_names", "names"):  # the first of older builds
+            if self._table(table):
+                found |= dict(self._rows(f"SELECT feature, label FROM {table} WHERE dictionary_hash = ? ORDER BY id", dictionary_hash))
+        return {feature: label for feature, label in found.items() if label is not None}
+
+    def newest_name(self) -> int:
+        """Number of the last change of a name, 0 before there was one: cheap, to ask whether there is a new one."""
+        row = self._first("SELECT max(id) FROM names") if self._table("names") else ()
+        return int(row[0]) if row and row[0] is not None else 0
+
+    def names(self, dictionary_hash: str, feature: int, limit: int = 20) -> list[Name]:
+        """What a feature was called, the newest first."""
+        if not self._table("names"):
+            return []
+        where = "names WHERE dictionary_hash = ? AND feature = ? ORDER BY id DESC LIMIT ?"
+        return self._select(Name, where, dictionary_hash, feature, limit)
+
+    def notes(self, dictionary_hash: str | None = None, feature: int | None = None, limit: int = 10_000) -> list[Note]:
+        """Notes, oldest first; of all dictionaries or features where none is named."""
+        if not self._table("notes"):
+            return []
+        where = "notes WHERE (? IS NULL OR dictionary_hash = ?) AND (? IS NULL OR feature = ?) ORDER BY id LIMIT ?"
+        return self._select(Note, where, dictionary_hash, dictionary_hash, feature, feature, limit)
+
+    # a language model's text
+
+    def about_token(self, boot: str, seq: int, before: int, after: int) -> list[TokenRow]:
+        """The tokens of the prompt of frame `seq`, from `before` before it to `after` after it; nothing for an agent."""
+        mine = self.tokens(boot, seq, seq + 1)
+        if not mine:
+            return []
+        where = "tokens WHERE boot = ? AND prompt = ? AND position BETWEEN ? AND ? ORDER BY position"
+        return self._select(TokenRow, where, boot, mine[0].prompt, mine[0].position - before, mine[0].position + after)
 
 
 _EXPLANATION: Final = "id, feature, label, description, predicate, clauses, source, made_from, version, created_wall_ns, stale"
@@ -267,5 +309,5 @@ def _explanation(
     shown = shown or next((s for s in scores if s.basis == "held_out"), None)
     return Explanation(
         feature, name if name is not None else label, name is not None, description, predicate, clauses, source, made_from, version, id,
-        created, stale, shown, tuple(scores), density, live,
+        created, stale, shown, tuple(scores), density, live, label,
     )  # fmt: skip

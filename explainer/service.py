@@ -209,7 +209,8 @@ class Service:
                 self._narrator.alarm(f"drift: {alarm.measure.upper()} {what}, {alarm.value or 0:.3g}{bound}")
         if outside != self._outside:
             self._outside = outside
-        self._narrator.learn(self._explaining.current, self._outside or "")
+        self._explaining.look_at_names()
+        self._narrator.learn(self._explaining.current, self._outside or "", self._explaining.names)
 
     def _work(self, now: float) -> None:
         """A slice of what takes time: checking scores, or fitting a few features."""

@@ -25,6 +25,7 @@
     ├── PredicateError            text or data that is no predicate over what is known here; `.position` in a text
     │   └── UnknownName           carries close names
     ├── HypothesisError           an explanation that is refused; `.reason` is the counter it falls under
+    ├── NoteError                 a note, or a person's name for a feature, that cannot be kept
     └── LanguageModelError        a language model that cannot be asked; `.reason` as above
 
 Messages name the value, the limit and the remedy. Foreign errors (zmq, sqlite3, mcap, safetensors, pydantic) are
@@ -45,6 +46,7 @@ __all__ = [
     "LanguageModelError",
     "MalformedMessage",
     "NonFiniteMessage",
+    "NoteError",
     "OversizedMessage",
     "PredicateError",
     "PromptError",
@@ -199,6 +201,10 @@ class HypothesisError(InterlatentError):
         super().__init__(message)
         self.reason = reason
         """'unreadable', 'prose', 'unknown_name', 'predicate' or 'impossible'."""
+
+
+class NoteError(InterlatentError):
+    """A note, or a person's name for a feature, that cannot be kept: empty, too long, or another's."""
 
 
 class LanguageModelError(InterlatentError):

@@ -63,8 +63,11 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Path:
             window_first_seq=seq - 30, window_next_seq=seq + 30,
         )  # fmt: skip
     builder.store.commit(writes)
-    with Notebook(db, service=False) as notebook:
-        notebook.name(builder.hash, 20, HOSTILE, None)
+    Notebook(db, service=False).close()
+    writes = Writes()
+    writes.insert("names", wall_ns=1, dictionary_hash=builder.hash, feature=20, label=HOSTILE, predicate=None, author=HOSTILE)
+    writes.insert("notes", wall_ns=2, dictionary_hash=builder.hash, feature=20, author=HOSTILE, owner=None, text=HOSTILE)
+    builder.store.commit(writes)  # past the door that would refuse the name
     builder.narrate(f"unusually active: {HOSTILE}", [{"feature": 20, "name": "f20", "label": HOSTILE, "score": 0.9}])
     builder.accounts(ended=True)
     builder.close()

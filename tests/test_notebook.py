@@ -12,6 +12,7 @@ from interlatent_live.analyzer.digest import digest
 from interlatent_live.analyzer.retention import Retention
 from interlatent_live.analyzer.writes import Writes
 from interlatent_live.explainer.notebook import Notebook
+from interlatent_live.explainer.notes import Notes
 from interlatent_live.explainer.reading import Pages
 from interlatent_live.stream.errors import ForeignDatabase, StoreError
 
@@ -22,11 +23,11 @@ def test_its_tables_come_beside_the_analyzers_and_change_nothing_there(tmp_path:
     run = Run(tmp_path / "r.db")
     run.write(2)
     before = digest(tmp_path / "r.db")
-    with Notebook(tmp_path / "r.db") as notebook:
-        notebook.name("d0", 1, "mine", None)
-        run.write(1)  # the analyzer goes on while it is open
-    with Notebook(tmp_path / "r.db") as notebook:
-        assert notebook.all("SELECT feature, label FROM user_names") == [(1, "mine")]
+    with Notebook(tmp_path / "r.db") as notebook, Notes(tmp_path / "r.db") as notes:
+        notes.name("d0", 1, "mine")
+        notes.add("d0", 1, "seen twice")
+        run.write(1)  # the analyzer goes on while they are open
+        assert notebook.all("SELECT feature, label FROM names") == [(1, "mine")]
     run.store.connection.execute("DELETE FROM codes WHERE batch_id > 10")
     run.store.connection.execute("DELETE FROM batches WHERE id > 10")
     run.store.connection.execute("UPDATE sections SET next_seq = 200")
@@ -39,8 +40,9 @@ def test_one_process_writes_and_names_may_be_given_all_the_same(tmp_path: Path) 
     with Notebook(tmp_path / "r.db"):
         with pytest.raises(StoreError, match=f"process {os.getpid()}"):
             Notebook(tmp_path / "r.db")
-        with Notebook(tmp_path / "r.db", service=False) as names:
-            names.name("d0", 0, "x", "angle > 0")
+        with Notes(tmp_path / "r.db") as names:
+            names.name("d0", 0, "x", predicate="angle > 0")
+        Notebook(tmp_path / "r.db", service=False).close()
     Notebook(tmp_path / "r.db").close()
 
 

@@ -10,6 +10,7 @@ from interlatent_live.explainer.explaining import Explaining
 from interlatent_live.explainer.grammar import parse
 from interlatent_live.explainer.hypothesis import Hypothesis
 from interlatent_live.explainer.notebook import Notebook
+from interlatent_live.explainer.notes import Notes
 from interlatent_live.explainer.reading import Pages
 from interlatent_live.explainer.service import explain_once
 from interlatent_live.explainer.source import Frames, Source
@@ -157,10 +158,10 @@ def test_what_the_user_says_wins_and_is_kept(running: tuple[Run, Source, Noteboo
     assert source.subject is not None
     explaining = Explaining(notebook, source.subject)
     explaining.attempt(frames, [0, 1])
-    with Notebook(run.store.path, service=False) as names:
-        names.name("d0", 1, "mine", None)
-        names.name("d0", 0, "leaning", "angle > 0.2")
-        names.name("d0", 5, "wrong", "no_such_metric > 0")
+    with Notes(run.store.path) as names:
+        names.name("d0", 1, "mine")
+        names.name("d0", 0, "leaning", predicate="angle > 0.2")
+        names.name("d0", 5, "wrong", predicate="no_such_metric > 0")
     explaining.check(frames)
     assert (explaining.current[0].label, explaining.current[0].source) == ("leaning", "user")
     assert explaining.propose(frames, [(0, hypothesis("angle > 0.5"), None)]) == []
@@ -169,6 +170,7 @@ def test_what_the_user_says_wins_and_is_kept(running: tuple[Run, Source, Noteboo
         found = {e.feature: e for e in pages.explanations(everything=True)}
         reasons = [a.reason for a in pages.attempts("d0")]
     assert (found[1].label, found[1].named_by_user, found[1].source) == ("mine", True, "rules")
+    assert found[1].own_label == explaining.current[1].label, "the explainer's stays at hand"
     assert (found[0].label, found[0].predicate) == ("leaning", "angle > 0.2")
     assert found[5].label == "wrong"
     assert reasons == ["predicate", "a user's explanation stands"]

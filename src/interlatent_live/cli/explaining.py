@@ -259,12 +259,11 @@ def _try(db: Path, text: str, features: list[int] | None, as_json: bool) -> None
 
 def _name(db: Path, feature: int, label: str, text: str | None, as_json: bool) -> None:
     from interlatent_live.explainer.grammar import parse
-    from interlatent_live.explainer.hypothesis import Hypothesis
-    from interlatent_live.explainer.notebook import Notebook
+    from interlatent_live.explainer.notes import Notes
     from interlatent_live.explainer.service import explain_once
     from interlatent_live.explainer.source import Source
     from interlatent_live.explainer.table import Vocabulary
-    from interlatent_live.stream.errors import HypothesisError, StoreError
+    from interlatent_live.stream.errors import StoreError
 
     source = Source(db)
     try:
@@ -277,12 +276,8 @@ def _name(db: Path, feature: int, label: str, text: str | None, as_json: bool) -
     if not 0 <= feature < subject.dictionary.features:
         raise typer.BadParameter(f"there is no feature {feature}; they go from 0 to {subject.dictionary.features - 1}")
     predicate = parse(text, Vocabulary.of(subject.manifest, subject.dictionary.features)) if text else None
-    try:
-        label = Hypothesis(label=label, description="", predicate=predicate, source="user").label
-    except ValueError as error:
-        raise HypothesisError(f"{label!r} cannot be a name: {_first(error)}", reason="prose") from None
-    with Notebook(db, service=False) as notebook:
-        notebook.name(subject.dictionary.hash, feature, label, None if predicate is None else str(predicate))
+    with Notes(db) as notes:
+        label = notes.name(subject.dictionary.hash, feature, label, predicate=None if predicate is None else str(predicate)) or label
     scored: dict[str, Any] = {}
     if predicate is not None:
         try:  # a running service takes it up by itself
@@ -291,12 +286,6 @@ def _name(db: Path, feature: int, label: str, text: str | None, as_json: bool) -
         except StoreError as error:
             err.print(plain(str(error)), soft_wrap=True)
     print_result({"feature": feature, "label": label, **{k: scored[k] for k in ("predicate", "balanced_accuracy") if k in scored}}, as_json)
-
-
-def _first(error: ValueError) -> str:
-    from pydantic import ValidationError
-
-    return str(error.errors()[0]["msg"]).removeprefix("Value error, ") if isinstance(error, ValidationError) else str(error)
 
 
 def _live(db: Path, asking: Configuration | None, as_json: bool) -> None:
