@@ -10,20 +10,14 @@ That is gradient times activation, known as attribution patching (Nanda 2023, ht
 attribution-patching; Syed, Rager & Conmy 2023, arXiv:2310.10348), here of features against their absence. Exact where what
 follows is linear; how far the order is right elsewhere stands in the dictionary's card.
 
-Where the rest of the policy is computed:
-
-1. `heads.tail_of` knows it, the weights are frozen, and it is made of torch's own layers: from a copy, on the sender's thread. The
-   agent's thread appends a tuple.
-2. The tail is known, but the weights change: on the agent's thread, from the activation that the hooks kept.
-3. Else the module that the agent called is run again on a copy of what it was called with, on the agent's thread, without leaving a
-   trace (`undisturbed`).
+Scores and gradients come from `Gradients`: from copies of the layers that follow, on the sender's thread, where the agent's thread
+appends a tuple; else on the agent's thread.
 
 An attribution that cost c is followed by none for max(1 / rate_hz, c / share), so that the budget holds whatever it costs.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -36,10 +30,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 import numpy as np
 import numpy.typing as npt
 
-from interlatent_live.agent_side.heads import Tail, ancestors, follows, kind_of, leaves_of, plain, tail_of
-from interlatent_live.agent_side.scores import NotPossible, chosen_of, parts_of, picks, row_of, scores_of
-from interlatent_live.agent_side.undisturbed import fresh, undisturbed
-from interlatent_live.stream.attribution import KINDS, MAX_ACTIONS, MAX_FEATURES, Attribution
+from interlatent_live.agent_side.gradients import ExplainedFrame, Gradients
+from interlatent_live.agent_side.heads import ancestors
+from interlatent_live.agent_side.scores import NotPossible, chosen_of, parts_of
+from interlatent_live.agent_side.undisturbed import fresh
+from interlatent_live.stream.attribution import KINDS, MAX_FEATURES, Attribution
 from interlatent_live.stream.errors import DictionaryError, DictionaryMismatch, TapError
 
 if TYPE_CHECKING:
@@ -99,24 +94,6 @@ class Why:
         return (Why.find or load)(self.dictionary)
 
 
-@dataclass(slots=True)
-class _Frame:
-    """A frame that is to be explained, and what the agent's thread found out about it."""
-
-    seq: int
-    step: int
-    clock_ns: int
-    stamp_ns: int
-    chosen: int
-    x: Kept
-    y: Kept
-    scores: Doubles | None = None
-    """(actions,); None: not computed yet."""
-    picked: tuple[int, ...] = ()
-    gradients: Doubles | None = None
-    """(picked, d_out)"""
-
-
 class Attributor:
     """Explains one tap's actions. `consider` is the agent's thread's, `drain` and `status` are the sender's."""
 
@@ -124,7 +101,7 @@ class Attributor:
         self.due_ns = NEVER
         """CLOCK_MONOTONIC from which on the next frame is to be explained."""
         self._why, self._run, self._boot, self._capture, self._say = why, run, boot, capture, say
-        self._queue: deque[_Frame] = deque(maxlen=_QUEUE)
+        self._queue: deque[ExplainedFrame] = deque(maxlen=_QUEUE)
         self._period_ns = int(1e9 / why.rate_hz)
         self._interval_ns = self._period_ns
         self._held: dict[str, tuple[Any, Any]] = {}
@@ -135,14 +112,8 @@ class Attributor:
         self._agent_ns: deque[int] = deque(maxlen=512)
         self._costs_ns: deque[int] = deque(maxlen=512)
         self._frames = self._failures = 0
-        self._width = 0
-        """Actions that the policy scores, once known."""
-        self._stages: tuple[nn.Module, ...] | None = None
-        """Copies, for the sender's thread."""
-        self._tail: Tail | None = None
-        self._leaves: tuple[nn.Module, ...] = ()
-        """The tail's layers, where each one's `forward` does what calling it does: without hooks, counters or draws."""
         self._kind = why.kind or ""
+        self._gradients: Gradients | None = None
 
     def begin(self, model: nn.Module, weights: str, model_hash: str, manifest: Callable[[], Manifest | None]) -> None:
         """Make ready. `manifest`: of what was drained so far, where the actions' names are.
@@ -169,20 +140,10 @@ class Attributor:
         device = next((p.device for p in model.parameters()), None)
         self._dictionary = dictionary if device is None or device.type == "cpu" else dictionary.to(device)
         self._model: nn.Module = getattr(model, "_orig_mod", model)
-        if self._why.scores is None:
-            self._tail = tail_of(self._model, cfg.output)
-        layers = () if self._tail is None or not plain(self._tail.stages) else leaves_of(self._tail.stages)
-        self._kind = self._kind or (self._tail.kind if self._tail else "") or kind_of(self._model)
-        self._leaves = layers
-        if self._tail is not None and weights == "frozen" and plain(self._tail.stages):
-            try:
-                self._stages = tuple(copy.deepcopy(layer) for layer in layers)
-            except RuntimeError:  # tensors that are results of a computation, as of weight_norm, are not copied
-                self._stages = None
-            else:
-                for module in (module for stage in self._stages for module in stage.modules()):
-                    module._forward_hooks.clear()
-                    module._forward_pre_hooks.clear()
+        self._gradients = Gradients(
+            self._model, self._capture, self._output, self._why.env, frozen=weights == "frozen", scores=self._why.scores, manifest=manifest
+        )
+        self._kind = self._why.kind or self._gradients.kind
         _warm(self._dictionary)
         self._began_ns = monotonic_ns()
         self.due_ns = self._began_ns + self._period_ns
@@ -195,7 +156,7 @@ class Attributor:
     @property
     def beside(self) -> bool:
         """Whether the sender's thread does all of it."""
-        return self._stages is not None
+        return self._gradients is not None and self._gradients.are_beside
 
     # on the agent's thread
 
@@ -219,18 +180,21 @@ class Attributor:
     def _consider(self, seq: int, step: int, clock_ns: int, stamp_ns: int, kept: Any, action: Any, counted: Any) -> None:
         env = self._why.env
         x, y = kept[self._input], kept[self._output]
-        if self._tail is None and self._manifest() is None:
+        gradients = self._gradients
+        assert gradients is not None
+        if not gradients.follows and self._manifest() is None:
             return  # the sender has not looked yet
         if x is None or y is None or (counted is not None and not counted[env]):
             return  # no forward pass, or an environment's reset: the next step is as good
-        frame = _Frame(seq + (env if counted is None else int(counted[:env].sum())), step, clock_ns, stamp_ns, chosen_of(action, env), x, y)
-        if self._stages is not None:
+        seq += env if counted is None else int(counted[:env].sum())
+        frame = ExplainedFrame(seq, step, clock_ns, stamp_ns, chosen_of(action, env), x, y)
+        if gradients.are_beside:
             self._queue.append(frame)
             self.due_ns = clock_ns + self._interval_ns
             return
         began = perf_counter_ns()
-        if self._tail is not None:
-            self._solve(frame, lambda: self._from_tail(frame))
+        if gradients.follows:
+            gradients.here(frame)
         elif not self._handles:
             self._wait_for_call()
             self.due_ns = 0  # the next step
@@ -246,7 +210,7 @@ class Attributor:
         else:
             held, self._held = self._held, {}
             self._release()
-            self._solve(frame, lambda: self._again(frame, held))
+            gradients.again(frame, held)
         self._queue.append(frame)
         cost = perf_counter_ns() - began
         self._costs_ns.append(cost)
@@ -271,94 +235,6 @@ class Attributor:
         self._handles.clear()
         self._held = {}
 
-    def _solve(self, frame: _Frame, run: Callable[[], tuple[Tensor, Tensor, int]]) -> None:
-        """Scores and gradients of one frame. `run`: (n, actions) scores, the leaf that they come from, and the frame's row."""
-        import torch
-
-        trace = nullcontext() if self._leaves else undisturbed(self._model)
-        with trace, torch.inference_mode(False), torch.no_grad():
-            scores, leaf, row = run()
-            mine = row_of(scores, row)
-            frame.scores = mine.detach().double().cpu().numpy()
-            frame.picked = picks(frame.scores, frame.chosen)
-            if not mine.requires_grad:
-                raise NotPossible("the scores do not follow from the activation by differentiable steps")
-            found = []
-            for action in frame.picked:
-                (gradient,) = torch.autograd.grad(mine[action], leaf, retain_graph=True, allow_unused=True)
-                if gradient is None:
-                    raise NotPossible("the scores do not depend on the activation at this point")
-                found.append((gradient[row] if leaf.ndim > 1 else gradient).flatten())
-            frame.gradients = torch.stack(found).double().cpu().numpy()
-
-    def _from_tail(self, frame: _Frame) -> tuple[Tensor, Tensor, int]:
-        import torch
-
-        assert self._tail is not None
-        torch.set_grad_enabled(True)
-        leaf = self._tensor(self._output, frame.y).clone().requires_grad_()
-        if not self._leaves:
-            return _through(self._tail.stages, leaf), leaf, 0
-        value = leaf
-        for layer in self._leaves:
-            value = layer.forward(value)
-        return value, leaf, 0
-
-    def _again(self, frame: _Frame, held: dict[str, tuple[Any, Any]]) -> tuple[Tensor, Tensor, int]:
-        import torch
-
-        path = next(p for p in ancestors(self._capture.points[self._output].name.partition(":")[0]) if p in held)
-        after = follows(self._model, path)
-        point = self._capture.points[self._output]
-        assert point.module is not None
-        leaves: list[Tensor] = []
-
-        def replace(value: Any) -> Any:
-            if isinstance(value, tuple) and value and isinstance(value[0], torch.Tensor):
-                return (replace(value[0]), *value[1:])
-            if not isinstance(value, torch.Tensor) or not value.is_floating_point():
-                raise NotPossible(f"{point.name} gives a {type(value).__name__}; a tensor of numbers can be explained")
-            torch.set_grad_enabled(True)
-            leaves.append(value.detach().clone().requires_grad_())
-            return leaves[-1]
-
-        if point.side == "out":
-            point.module.register_forward_hook(lambda _m, _args, output: replace(output))
-        else:
-            point.module.register_forward_pre_hook(lambda _m, args: (replace(args[0]), *args[1:]))
-        args, kwargs = held[path]
-        output = self._model.get_submodule(path)(*args, **kwargs)
-        if not leaves:
-            raise NotPossible(f"{point.name} did not run when the policy ran again")
-        chosen = self._capture.chosen
-        index = None if chosen is None else chosen.index
-        row = self._why.env if index is None else index[self._why.env] if isinstance(index, list) else index.start + self._why.env
-        leaf = leaves[-1]
-        self._compare(frame, leaf, row)
-        if self._why.scores is not None:
-            return self._why.scores(output), leaf, row
-        scores = scores_of(_through(after.stages, output) if after is not None and after.stages else output)
-        if after is None and path and not self._is_known(row_of(scores, row)):
-            raise NotPossible(f"what {path!r} returns is not known to be the actions' scores; give Why(scores=…)")
-        return scores, leaf, row
-
-    def _is_known(self, scores: Tensor) -> bool:
-        """Whether there are as many scores as the manifest names actions, or a continuous action has components."""
-        manifest = self._manifest()
-        assert manifest is not None
-        action = manifest.action
-        count = math.prod(action.shape) if action.kind == "continuous" else len(action.names)
-        return count == scores.numel()
-
-    def _compare(self, frame: _Frame, leaf: Tensor, row: int) -> None:
-        """Raise ValueError where running again gave another activation than the agent's own pass, so that it explains nothing."""
-        import torch
-
-        there = self._tensor(self._output, frame.y).flatten().float()
-        again = (leaf.detach()[row] if leaf.ndim and leaf.numel() != there.numel() else leaf.detach()).flatten().float()
-        if there.shape != again.shape or not torch.allclose(there, again, rtol=1e-3, atol=1e-4):
-            raise ValueError("run again on the same input, the policy gives another activation: it draws at random, or has a state")
-
     def _fail(self, message: str, *, give_up: bool = False) -> None:
         self._failures += 1
         if give_up:
@@ -373,17 +249,19 @@ class Attributor:
         for _ in range(len(self._queue)):
             frame = self._queue.popleft()
             began = thread_time_ns()
+            gradients = self._gradients
+            assert gradients is not None
             try:
                 if frame.scores is None:
-                    self._solve_beside(frame)
-                found = self._message(frame)
+                    gradients.beside(frame)
+                found = self._message(frame, gradients)
             except (RuntimeError, ValueError, TypeError, IndexError, DictionaryError) as error:
                 give_up = isinstance(error, NotPossible) or self._frames == 0
                 self._fail(f"an action could not be explained: {type(error).__name__}: {error}", give_up=give_up)
                 found = None
             cost = thread_time_ns() - began
             self._spent_ns += cost
-            if self._stages is not None:
+            if gradients.are_beside:
                 self._costs_ns.append(cost)
                 self._interval_ns = max(self._period_ns, int(cost / self._why.share))
             if found is not None:
@@ -404,44 +282,15 @@ class Attributor:
         }
         return {name: value for name, value in numbers.items() if value == value}
 
-    def _solve_beside(self, frame: _Frame) -> None:
-        """As `_solve`, through the copies: a row for each action, so that one pass back gives all gradients."""
-        import torch
-
-        assert self._stages is not None
-        y = self._tensor(self._output, frame.y)
-        with torch.inference_mode(False):
-            if not self._width:
-                with torch.no_grad():
-                    self._width = row_of(_through(self._stages, y), 0).numel()
-            count = self._width
-            if count > MAX_ACTIONS:
-                with torch.no_grad():
-                    scores = row_of(_through(self._stages, y), 0)
-                frame.scores = scores.double().cpu().numpy()
-                frame.picked = picks(frame.scores, frame.chosen)
-            else:
-                frame.picked = tuple(range(count))
-            with torch.enable_grad():
-                leaf = y.expand(len(frame.picked), *y.shape[1:]).clone().requires_grad_()
-                each = _through(self._stages, leaf).reshape(len(frame.picked), -1)
-                own = each.gather(1, torch.tensor(frame.picked, device=each.device)[:, None]).sum()
-                if not own.requires_grad:
-                    raise NotPossible("the scores do not follow from the activation by differentiable steps")
-                (gradients,) = torch.autograd.grad(own, leaf)
-            if frame.scores is None:
-                frame.scores = each[0].detach().double().cpu().numpy()
-            frame.gradients = gradients.flatten(1).double().cpu().numpy()
-
-    def _message(self, frame: _Frame) -> Attribution | None:
+    def _message(self, frame: ExplainedFrame, gradients: Gradients) -> Attribution | None:
         import torch
 
         assert frame.scores is not None
         assert frame.gradients is not None
         dictionary = self._dictionary
         with torch.inference_mode():
-            x = self._tensor(self._input, frame.x).flatten(1).float()
-            y = self._tensor(self._output, frame.y).flatten(1).float()
+            x = gradients.tensor(self._input, frame.x).flatten(1).float()
+            y = gradients.tensor(self._output, frame.y).flatten(1).float()
             codes = dictionary.codes(x)
             indices, values = codes.indices.astype(np.int64), codes.values.astype(np.float64)
             columns = dictionary.W_dec[torch.from_numpy(indices).to(y.device)].double().cpu().numpy()
@@ -473,20 +322,6 @@ class Attributor:
             features=indices.astype("<i4"), values=values.astype("<f4"), contributions=contributions.astype("<f4"),
         )  # fmt: skip
 
-    def _tensor(self, index: int, kept: Kept) -> Tensor:
-        """(1, …) of the explained environment, in the dtype of the model."""
-        import torch
-
-        layout = self._capture.layouts[index]
-        assert layout is not None
-        shape, env = layout.spec.shape, self._why.env
-        if isinstance(kept, bytes):
-            value = torch.from_numpy(np.frombuffer(kept, layout.raw).reshape(-1, *shape)[env : env + 1].copy())
-        else:
-            value = kept.reshape(-1, *shape)[env : env + 1]
-        return value.view(torch.bfloat16) if layout.spec.dtype == "bfloat16" else value
-
-
 class _Held:
     """A hook that keeps what a module is called with; copies and pickles as one that does nothing."""
 
@@ -510,9 +345,3 @@ def _warm(dictionary: Dictionary) -> None:
         leaf = torch.zeros(1, dictionary.cfg.d_out, device=dictionary.W_dec.device, requires_grad=True)
         torch.autograd.grad((leaf @ dictionary.W_dec.T).sum(), leaf)
         dictionary.codes(torch.zeros(1, dictionary.cfg.d_in, device=dictionary.W_enc.device))
-
-
-def _through(stages: tuple[nn.Module, ...], value: Any) -> Any:
-    for stage in stages:
-        value = stage(value)
-    return value
