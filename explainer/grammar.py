@@ -3,10 +3,11 @@
     predicate   = conjunction { "or" conjunction }
     conjunction = unit { "and" unit }
     unit        = clause | "(" predicate ")"
-    clause      = quantity comparison value
+    clause      = quantity comparison value | quantity [ "not" ] "in" "(" text { "," text } ")"
     quantity    = name | name "[-" steps "]" | "change" "(" name "," steps ")"
     comparison  = ">" | ">=" | "<" | "<=" | "==" | "!="
-    value       = number | name | '"' text '"'
+    value       = number | text
+    text        = name | '"' any text '"'
     name        = letter or "_", then letters, digits, "_" and ".", then any "[" index "]"; or anything in `backquotes`
 
     pole_angle > 0.1 and f41 > 0.8
@@ -15,6 +16,7 @@
     obs[3] > 0 and obs[3][-1] <= 0          an index counts from 0, a lag is negative
     steps_to_end < 100 and episode_terminated > 0
     topic == physics or topic == "rocket science"
+    token in (heat, fuel, ",") and token[-1] == the     a text's token, and the one before it
 
 `and` binds more tightly than `or`. At most four clauses; and-groups joined by or, or or-groups joined by and, no
 deeper. Printing a predicate and parsing the text gives the same predicate back.
@@ -35,7 +37,7 @@ from interlatent_live.stream.errors import PredicateError, UnknownName
 
 __all__ = ["parse", "print_name", "to_text"]
 
-_MAX_TEXT = 2000
+_MAX_TEXT = 5000
 _MAX_DEPTH = 8
 _WORDS = ("and", "or", "not", "change")
 _NAME = re.compile(r"[^\W\d][\w.]*(?:\[\d+\])*")
@@ -106,11 +108,8 @@ def _clause_text(clause: Clause) -> str:
         name = f"{name}[-{clause.lag}]"
     elif clause.change:
         name = f"change({name}, {clause.change})"
-    if isinstance(clause.value, str):
-        plain = _NAME.fullmatch(clause.value) and clause.value.lower() not in _WORDS
-        value = clause.value if plain else json.dumps(clause.value, ensure_ascii=False)
-    else:
-        value = print_number(clause.value)
+    texts = [t if _NAME.fullmatch(t) and t.lower() not in _WORDS else json.dumps(t, ensure_ascii=False) for t in clause.texts]
+    value = f"({', '.join(texts)})" if isinstance(clause.value, tuple) else texts[0] if texts else print_number(clause.number)
     return f"{name} {clause.comparison} {value}"
 
 
@@ -219,13 +218,9 @@ class _Parser:
             if self._accept("mark", "["):
                 lag = self._steps(positive=False)
                 self._take("mark", "']'", "]")
-        token = self._peek()
-        comparison = _COMPARISONS.get(token.text) if token.kind == "mark" else None
-        if comparison is None:
-            self._fail(f"expected a comparison (> >= < <= == !=), not {token.shown}", token.position)
-        self._next += 1
+        comparison = self._comparison()
         at = self._peek().position
-        value = self._value()
+        value = self._texts() if comparison in ("in", "not in") else self._value()
         try:
             clause = Clause(metric=metric, comparison=comparison, value=value, lag=lag, change=change)
             if self._vocabulary is not None:
@@ -237,6 +232,31 @@ class _Parser:
         except PredicateError as error:
             self._fail(str(error), at)
         return clause
+
+    def _comparison(self) -> Comparison:
+        token = self._peek()
+        self._next += 1
+        if token.kind == "mark" and token.text in _COMPARISONS:
+            return _COMPARISONS[token.text]
+        if token.kind == "name" and token.text.lower() == "in":
+            return "in"
+        if token.kind != "not" or self._peek().text.lower() != "in":
+            self._fail(f"expected a comparison (> >= < <= == != in), not {token.shown}", token.position)
+        self._next += 1
+        return "not in"
+
+    def _texts(self) -> tuple[str, ...]:
+        """Values in parentheses."""
+        self._take("mark", "'(' and texts, as in token in (heat, fuel)", "(")
+        found: list[str] = []
+        while not found or self._accept("mark", ","):
+            at = self._peek().position
+            value = self._value()
+            if not isinstance(value, str):
+                self._fail('a number is no label: put it in double quotes, as in ("3", "4")', at)
+            found.append(value)
+        self._take("mark", "',' or ')'", ")")
+        return tuple(found)
 
     def _name(self) -> str:
         token = self._peek()

@@ -1,8 +1,10 @@
 """Labels of a language model's frames: those of its prompts, and the text of its tokens, for predicates to ask for.
 
     topic == physics and token == "heat"
+    token[-1] in (a, the) and next_token != ","
 
-`token` is the token's text without spaces around it; a prompt's own label of that name comes before it.
+`token` is the token's text without spaces around it, `next_token` the model's surest guess of what comes after it; a prompt's own
+label of that name comes before them. A prompt's label is the same in the whole text and has no lag.
 """
 
 from __future__ import annotations
@@ -19,10 +21,14 @@ if TYPE_CHECKING:
     from interlatent_live.analyzer.queries import Reader
     from interlatent_live.explainer.source import Piece
 
-__all__ = ["TOKEN", "labels_of"]
+__all__ = ["NEXT", "TOKEN", "labels_of"]
 
 TOKEN = "token"
 """Name of the label that is the token's text."""
+NEXT = "next_token"
+"""Name of the label that is the text of the likeliest next token."""
+_GUESSES = "next_tokens"
+"""The row column with the likeliest next tokens, the likeliest first."""
 
 
 def labels_of(reader: Reader, pieces: Sequence[Piece]) -> dict[str, Labels]:
@@ -34,10 +40,15 @@ def labels_of(reader: Reader, pieces: Sequence[Piece]) -> dict[str, Labels]:
     found: dict[str, Labels] = {}
     for name in sorted({name for labels in given.values() for name in labels}):
         texts = {key: labels.get(name) for key, labels in given.items()}
-        found[name] = _column(pieces, "prompt", lambda boot, number, texts=texts: texts.get((boot, number)))
-    if TOKEN not in found:
-        words = {boot: _words(reader, boot, [p for p in pieces if p.boot == boot]) for boot in boots}
-        found[TOKEN] = _column(pieces, "token", lambda boot, number: words[boot].get(number))
+        codes, values = _column([p.columns["prompt"] for p in pieces], pieces, lambda boot, number, texts=texts: texts.get((boot, number)))
+        found[name] = Labels(codes, values, steady=True)
+    columns = {TOKEN: [p.columns["token"] for p in pieces]}
+    if all(_GUESSES in p.columns for p in pieces):
+        columns[NEXT] = [p.columns[_GUESSES][:, 0] for p in pieces]
+    for name, tokens in columns.items():
+        if name not in found:
+            words = {b: _words(reader, b, [t for t, p in zip(tokens, pieces, strict=True) if p.boot == b]) for b in boots}
+            found[name] = Labels(*_column(tokens, pieces, lambda boot, number, words=words: words[boot].get(number)))
     return found
 
 
@@ -48,8 +59,8 @@ def _all_prompts(reader: Reader, boot: str) -> list[Any]:
     return found
 
 
-def _words(reader: Reader, boot: str, pieces: Sequence[Piece]) -> dict[int, str | None]:
-    tokens = np.unique(np.concatenate([p.columns["token"] for p in pieces]))
+def _words(reader: Reader, boot: str, numbers: Sequence[npt.NDArray[Any]]) -> dict[int, str | None]:
+    tokens = np.unique(np.concatenate(numbers))
     texts = reader.words(boot, tokens.tolist())
     return {number: _printable(text.decode("utf-8", "replace")) for number, text in texts.items()}
 
@@ -60,12 +71,12 @@ def _printable(text: str) -> str | None:
     return bare or None
 
 
-def _column(pieces: Sequence[Piece], name: str, text: Any) -> Labels:
-    """One label from a column of numbers, each number looked up once."""
+def _column(columns: Sequence[npt.NDArray[Any]], pieces: Sequence[Piece], text: Any) -> tuple[npt.NDArray[np.int32], tuple[str, ...]]:
+    """Codes and values of one label from a column of numbers a piece, each number looked up once."""
     values: dict[str, int] = {}
     parts: list[npt.NDArray[np.int32]] = []
-    for piece in pieces:
-        numbers, inverse = np.unique(piece.columns[name], return_inverse=True)
+    for column, piece in zip(columns, pieces, strict=True):
+        numbers, inverse = np.unique(column, return_inverse=True)
         codes = []
         for number in numbers.tolist():
             said = text(piece.boot, number)
@@ -74,4 +85,4 @@ def _column(pieces: Sequence[Piece], name: str, text: Any) -> Labels:
     order = sorted(values)
     place = {value: i for i, value in enumerate(order)}
     rank = np.array([place[value] for value in values] + [-1], np.int32)  # the last for code -1
-    return Labels(rank[np.concatenate(parts)], tuple(order))
+    return rank[np.concatenate(parts)], tuple(order)

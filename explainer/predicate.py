@@ -3,7 +3,7 @@
 A clause compares a metric, an episode attribute, a feature (`f41`) or a label with a constant: as it is, as it was
 `lag` steps earlier, or by how much it changed over `change` steps. Clauses stand in groups: `join` is the word between
 groups, the other word joins the clauses inside a group. So both `a and b or c and d` and `(a or b) and (c or d)` are
-one level of lists, which a language model fills more reliably than a tree.
+one level of lists, which a language model fills more reliably than a tree. A label is compared with one text or with several.
 
 What is unknown (NaN, a lag that reaches before the episode's first frame, a label without value, a feature in a row
 that was not encoded) makes a clause *undefined*, and Kleene's logic carries it on: `undefined and false` is false,
@@ -26,13 +26,17 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 from interlatent_live.explainer.table import Table, Vocabulary
 from interlatent_live.stream.errors import PredicateError
 
-__all__ = ["MAX_CLAUSES", "MAX_STEPS", "Clause", "Comparison", "Predicate", "Truth"]
+__all__ = ["MAX_CLAUSES", "MAX_STEPS", "MAX_TEXTS", "Clause", "Comparison", "Predicate", "Truth"]
 
 MAX_CLAUSES = 4
 MAX_STEPS = 10_000
 """Longest lag and longest change, in steps."""
+MAX_TEXTS = 32
+"""Most values of a label that one clause may name …"""
+_MAX_LENGTH = 400
+"""… and their characters in all."""
 
-Comparison = Literal[">", ">=", "<", "<=", "==", "!="]
+Comparison = Literal[">", ">=", "<", "<=", "==", "!=", "in", "not in"]
 Join = Literal["and", "or"]
 Mask = npt.NDArray[np.bool_]
 
@@ -59,8 +63,8 @@ class Clause(BaseModel):
 
     metric: Name = Field(description="Name of a metric, a feature such as f41, an episode attribute or a label.")
     comparison: Comparison
-    value: Annotated[float, Field(allow_inf_nan=False)] | Text = Field(
-        description="A number in the metric's own unit; for a label its text, with == or != only."
+    value: Annotated[float, Field(allow_inf_nan=False)] | Text | tuple[Text, ...] = Field(
+        description="A number in the metric's own unit; for a label its text, with == or != only, or several texts, with in or not in only."
     )
     lag: int = Field(default=0, ge=0, le=MAX_STEPS, description="Compare the value this many steps earlier; 0: now.")
     change: int = Field(
@@ -70,19 +74,42 @@ class Clause(BaseModel):
 
     @field_validator("value")
     @classmethod
-    def _no_negative_zero(cls, value: float | str) -> float | str:
+    def _no_negative_zero(cls, value: float | str | tuple[str, ...]) -> float | str | tuple[str, ...]:
         return 0.0 if value == 0 else value  # -0.0 equals 0.0 but prints otherwise
 
     @model_validator(mode="after")
     def _consistent(self) -> Clause:
         if self.lag and self.change:
             raise ValueError("a clause has a lag or a change, not both")
-        if isinstance(self.value, str):
-            if self.comparison not in ("==", "!="):
-                raise ValueError(f"a label is compared by == or !=, not {self.comparison}")
-            if self.lag or self.change:
-                raise ValueError("a label has no lag and no change")
+        if isinstance(self.value, tuple):
+            if self.comparison not in ("in", "not in"):
+                raise ValueError(f"several values go with in or not in, not {self.comparison}")
+            if not self.value or len(set(self.value)) < len(self.value):
+                raise ValueError("the values after in are one or more, each once")
+            if len(self.value) > MAX_TEXTS or sum(map(len, self.value)) > _MAX_LENGTH:
+                raise ValueError(f"after in stand at most {MAX_TEXTS} values, of {_MAX_LENGTH} characters together")
+        elif self.comparison in ("in", "not in"):
+            raise ValueError(f"{self.comparison} takes values in parentheses, as in token in (heat, fuel)")
+        elif isinstance(self.value, str) and self.comparison not in ("==", "!="):
+            raise ValueError(f"a label is compared by == or !=, not {self.comparison}")
+        if self.texts and self.change:
+            raise ValueError("a label has no change")
         return self
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The values that a label is compared with; () for a number."""
+        return self.value if isinstance(self.value, tuple) else (self.value,) if isinstance(self.value, str) else ()
+
+    @property
+    def number(self) -> float:
+        """The value that a number is compared with; NaN for a label."""
+        return self.value if isinstance(self.value, float) else math.nan
+
+    @property
+    def positive(self) -> bool:
+        """Whether a label is asked to be one of `texts`, not to be another."""
+        return self.comparison in ("==", "in")
 
     @property
     def quantity(self) -> tuple[str, int, int]:
@@ -92,26 +119,27 @@ class Clause(BaseModel):
     def check(self, vocabulary: Vocabulary) -> None:
         """Raise UnknownName or PredicateError unless the clause can be evaluated over these names."""
         is_label = vocabulary.kind(self.metric) == "label"
-        if is_label and not isinstance(self.value, str):
-            text = f'{self.metric} == "{self.value:g}"'
+        if is_label and not self.texts:
+            text = f'{self.metric} == "{self.number:g}"'
             raise PredicateError(f"{self.metric} is a label: compare it with text, as in {text}")
-        if not is_label and isinstance(self.value, str):
-            raise PredicateError(f"{self.metric} is a number: {self.value!r} is text; compare it with a number")
+        if not is_label and self.texts:
+            raise PredicateError(f"{self.metric} is a number: {self.texts[0]!r} is text; compare it with a number")
+        if is_label and self.lag and self.metric in vocabulary.steady:
+            raise PredicateError(f"{self.metric} is said of a whole text, so it has no lag: leave [-{self.lag}] out")
 
     def truth(self, table: Table) -> tuple[Mask, Mask]:
         """(n,) where true, and (n,) where false; where neither, undefined."""
-        if isinstance(self.value, str):
-            column = table.labels[self.metric]
-            code = column.values.index(self.value) if self.value in column.values else len(column.values)
-            equal, known = column.codes == code, column.codes >= 0
-            return (equal & known, ~equal & known) if self.comparison == "==" else (~equal & known, equal & known)
+        if self.texts:
+            codes = table.codes(self.metric, self.lag)
+            equal, known = table.labels[self.metric].among(codes, self.texts), codes >= 0
+            return (equal, ~equal & known) if self.positive else (~equal & known, equal)
         if self.change:
             values = table.number(self.metric) - table.lagged(self.metric, self.change)
         elif self.lag:
             values = table.lagged(self.metric, self.lag)
         else:
             values = table.number(self.metric)
-        true: Mask = _NUMPY[self.comparison](values, self.value)
+        true: Mask = _NUMPY[self.comparison](values, self.number)
         unknown = np.isnan(values)
         if self.comparison == "!=":  # NaN differs from everything, but here it is unknown
             true &= ~unknown
@@ -209,19 +237,20 @@ def _empty(clauses: tuple[Clause, ...]) -> bool:
     by_quantity: dict[tuple[str, int, int], list[Clause]] = {}
     for clause in clauses:
         by_quantity.setdefault(clause.quantity, []).append(clause)
-    return any(_empty_text(of) if isinstance(of[0].value, str) else _empty_range(of) for of in by_quantity.values())
+    return any(_empty_text(of) if of[0].texts else _empty_range(of) for of in by_quantity.values())
 
 
 def _empty_text(clauses: list[Clause]) -> bool:
-    wanted = {c.value for c in clauses if c.comparison == "=="}
-    return len(wanted) > 1 or bool(wanted & {c.value for c in clauses if c.comparison == "!="})
+    wanted = [set(c.texts) for c in clauses if c.positive]
+    excluded = {text for c in clauses if not c.positive for text in c.texts}
+    return bool(wanted) and not set.intersection(*wanted) - excluded
 
 
 def _empty_range(clauses: list[Clause]) -> bool:
     low, high, low_open, high_open = -math.inf, math.inf, True, True
     excluded: set[Any] = set()
     for c in clauses:
-        value = float(c.value)
+        value = c.number
         if c.comparison == "!=":
             excluded.add(value)
         if c.comparison in (">", ">=", "==") and (value, c.comparison == ">") > (low, low_open):

@@ -11,6 +11,9 @@ For each feature, on training episodes:
    worth, so that words begin with what matters.
 4. Where that does not reach `GOOD`, steps 1 to 3 again with more quantities: lags, changes, what the agent does. What is
    found so must be better by the same measure.
+5. A text's features: a label (a token, the one before, the model's guess of the next) is compared with one value, or with a set
+   of the values that tell most. Which values these are is found on training frames too, so while candidates are compared a
+   frame's own fold of episodes has no say in the set that it is held against; else rare values would seem to tell much.
 
 The score that is shown is made elsewhere, on held-out episodes. Only metrics of scope 'observation' should be offered
 first: reward and done describe what came after, and what the agent does follows from the feature rather than leading to
@@ -56,6 +59,14 @@ _VALUES = 12
 """Values of a label that are tried for a feature: those whose share differs most between its frames and the others."""
 _SEEN = 5
 """Frames of the training in which a value must stand to be tried."""
+_SETS = (32, 24, 16, 12, 8, 6, 4, 2)
+"""Values of a label in the sets that are tried …"""
+_SET_COST = 0.0005
+"""… and the balanced accuracy that one value less is worth …"""
+_FOLDS = 4
+"""… of episodes, among which sets are compared."""
+_SET_LENGTH = 360
+"""Characters of a set's values in all."""
 _SLACK = 0.05
 """Standard deviations that a threshold may move to become shorter."""
 Mask = npt.NDArray[np.bool_]
@@ -89,13 +100,15 @@ class _Candidate:
 
 def fit(
     table: Table, features: Iterable[int], rows: Mask, *, metrics: Sequence[str], lags: Sequence[int] = (),
-    changes: Sequence[int] = (), actions: Sequence[str] = (), labels: Sequence[str] = (), max_clauses: int = MAX_CLAUSES,
+    changes: Sequence[int] = (), actions: Sequence[str] = (), labels: Sequence[str] = (), sets: Sequence[tuple[str, int]] = (),
+    more_sets: Sequence[tuple[str, int]] = (), max_clauses: int = MAX_CLAUSES,
 ) -> list[Fitted]:
     """A rule for each of `features` from the training frames `rows` (n,), over `metrics`, which are names of numbers, and
-    over `labels`, names of labels, of which each feature is tried with the values that tell most of it.
+    over `labels`, names of labels, of which each feature is tried with the values that tell most of it; `sets`, names and lags of
+    labels, with sets of such values.
 
     Where these do not suffice: what each was so many steps earlier (`lags`), by how much it changed over so many
-    (`changes`), and `actions`, names of numbers too. A feature that is active in all or in none of the frames, or that no
+    (`changes`), `actions`, names of numbers too, and `more_sets`. A feature that is active in all or in none of the frames, or that no
     rule tells better than chance, is left out.
     """
     if table.features is None:
@@ -112,10 +125,10 @@ def fit(
         active = table.features.active(feature)[kept]
         if not 0 < np.count_nonzero(active) < len(active):
             continue
-        found = _fit_one(data.labelled(table, kept, labels, active), active, max_clauses)
-        if len(more) > len(plain) and (found is None or found.accuracy < GOOD):
+        found = _fit_one(data.labelled(table, kept, labels, sets, active), active, max_clauses)
+        if (len(more) > len(plain) or more_sets) and (found is None or found.accuracy < GOOD):
             wide = _Data.of(table, kept, more) if wide is None else wide
-            wider = _fit_one(wide.labelled(table, kept, labels, active), active, max_clauses)
+            wider = _fit_one(wide.labelled(table, kept, labels, (*sets, *more_sets), active), active, max_clauses)
             found = wider if wider is not None and (found is None or wider.worth > found.worth) else found
         if found is not None:
             fitted.append(Fitted(int(feature), found.predicate, found.accuracy))
@@ -137,12 +150,15 @@ class _Data:
     """(q,) standard deviation."""
     groups: npt.NDArray[np.int64]
     """(n,) episode."""
-    texts: tuple[str | None, ...] = ()
-    """(q,) the value that a label is compared with, 1 where it has it; None for a number. () for numbers alone."""
+    texts: tuple[str | tuple[tuple[str, ...], ...] | None, ...] = ()
+    """(q,) the value that a label is compared with, 1 where it has it, or sets, the largest first, each within the one before, with in
+    how many of them it is; None for a number. () for numbers alone."""
 
-    def labelled(self, table: Table, kept: npt.NDArray[np.intp], labels: Sequence[str], active: Mask) -> _Data:
-        """With a column for each value of a label that stands more often, or less, where the feature is active."""
-        found: list[tuple[str, str, Floats]] = []
+    def labelled(
+        self, table: Table, kept: npt.NDArray[np.intp], labels: Sequence[str], sets: Sequence[tuple[str, int]], active: Mask
+    ) -> _Data:
+        """With a column for each value of a label that stands more often, or less, where the feature is active, and for sets of them."""
+        found: list[tuple[Quantity, str | tuple[tuple[str, ...], ...], Floats]] = []
         for name in labels:
             column = table.labels[name]
             codes = column.codes[kept]
@@ -155,17 +171,43 @@ class _Data:
             share = np.abs(yes / max(1, yes.sum()) - no / max(1, no.sum()))
             share[(count < _SEEN) | (count == np.count_nonzero(known))] = 0
             best = [code for code in np.argsort(-share, kind="stable")[:_VALUES].tolist() if share[code] > 0]
-            found += [(name, column.values[code], np.where(known, (codes == code).astype(np.float64), np.nan)) for code in best]
+            found += [((name, 0, 0), column.values[code], np.where(known, (codes == code).astype(np.float64), np.nan)) for code in best]
+        for name, lag in sets:
+            nested, within = self._sets(table, kept, name, lag, active)
+            found += [((name, lag, 0), nested, within)] if nested else []
         if not found:
             return self
         values = np.array([column for _, _, column in found])
         bins = np.where(np.isnan(values), -1, values).astype(np.int8)
+        levels = [len(texts) if isinstance(texts, tuple) else 1 for _, texts, _ in found]
         return _Data(
-            [*self.quantities, *((name, 0, 0) for name, _, _ in found)], np.concatenate([self.values.reshape(-1, len(kept)), values]),
-            [*self.edges, *(np.array([0.5]) for _ in found)], np.concatenate([self.bins.reshape(-1, len(kept)), bins]),
-            np.concatenate([self.scale, np.zeros(len(found))]), self.groups,
-            (*(self.texts or [None] * len(self.quantities)), *(text for _, text, _ in found)),
+            [*self.quantities, *(quantity for quantity, _, _ in found)], np.concatenate([self.values.reshape(-1, len(kept)), values]),
+            [*self.edges, *(np.arange(n, dtype=np.float64) + 0.5 for n in levels)],
+            np.concatenate([self.bins.reshape(-1, len(kept)), bins]), np.concatenate([self.scale, np.zeros(len(found))]), self.groups,
+            (*(self.texts or [None] * len(self.quantities)), *(texts for _, texts, _ in found)),
         )  # fmt: skip
+
+    def _sets(
+        self, table: Table, kept: npt.NDArray[np.intp], name: str, lag: int, active: Mask
+    ) -> tuple[tuple[tuple[str, ...], ...], Floats]:
+        """Sets of values that stand more often where the feature is active, the largest first; (n,) in how many of those that the
+        other folds gave a frame's value is, NaN where it has none."""
+        label = table.labels[name]
+        codes, fold = table.codes(name, lag)[kept], self.groups % _FOLDS
+        known = codes >= 0
+        if 2 * np.count_nonzero(known) < len(codes):
+            return (), np.zeros(0)
+        count = len(label.values)
+        mine = _telling(codes[known], active[known], count)
+        others = [_telling(codes[known & (fold != f)], active[known & (fold != f)], count) for f in range(_FOLDS)]
+        sizes = [len(mine), *(size for size in _SETS if size < len(mine))] if len(mine) < _SETS[0] else list(_SETS)
+        nested = [tuple(label.values[code] for code in mine[:size]) for size in sizes if size > 1]
+        nested = [texts for texts in nested if sum(map(len, texts)) <= _SET_LENGTH]
+        among = np.zeros((_FOLDS, count + 1))  # the last for code -1
+        for texts in nested:
+            for f, order in enumerate(others):
+                among[f, order[: len(texts)]] += 1
+        return tuple(nested), np.where(known, among[fold, codes], np.nan)
 
     @classmethod
     def of(cls, table: Table, kept: npt.NDArray[np.intp], wanted: list[Quantity]) -> _Data:
@@ -197,6 +239,16 @@ class _Data:
         mask: Mask = self.values[column] > threshold if above else self.values[column] <= threshold
         return mask
 
+    def named(self, candidate: _Candidate) -> int:
+        """Values in its sets."""
+        tests = [test for group in candidate.groups for test in group] if self.texts else []
+        return sum(len(texts) for test in tests if isinstance(texts := self.text(test), tuple))
+
+    def text(self, test: _Test) -> str | tuple[str, ...] | None:
+        """What a label is compared with; None for a number."""
+        texts = self.texts[test[0]] if self.texts else None
+        return texts[math.floor(test[2])] if isinstance(texts, tuple) else texts
+
     def holds(self, candidate: _Candidate) -> Mask:
         return _combine(candidate.join, [[self.test(t) for t in g] for g in candidate.groups])
 
@@ -205,6 +257,17 @@ def _combine(join: Join, groups: list[list[Mask]]) -> Mask:
     inside, between = (np.logical_and, np.logical_or) if join == "or" else (np.logical_or, np.logical_and)
     holds: Mask = between.reduce([inside.reduce(g) for g in groups])
     return holds
+
+
+def _telling(codes: npt.NDArray[np.int32], active: Mask, count: int) -> npt.NDArray[np.int64]:
+    """Values that stand more often where a feature is active than elsewhere, by more than chance, the most telling first."""
+    yes, no = (np.bincount(codes[part], minlength=count).astype(np.float64) for part in (active, ~active))
+    positives, negatives = max(1.0, yes.sum()), max(1.0, no.sum())
+    gain = yes / positives - no / negatives
+    error = np.sqrt(yes / positives**2 + no / negatives**2)
+    order = np.argsort(-gain, kind="stable")
+    found: npt.NDArray[np.int64] = order[((yes + no >= _SEEN) & (gain > error))[order]]
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +296,7 @@ def _fit_one(data: _Data, active: Mask, max_clauses: int) -> _Chosen | None:
     accuracy, draws = counts.balanced_accuracy(), counts.resampled(_RESAMPLES, seed=0)
     known = ~np.isnan(draws).any(axis=1)
     error = draws[known].std(axis=0) if known.any() else np.zeros(len(candidates))
-    worth = accuracy - error - TOLERANCE * np.array([c.clauses for c in candidates])
+    worth = accuracy - error - np.array([TOLERANCE * c.clauses + _SET_COST * data.named(c) for c in candidates])
     chosen = max(range(len(candidates)), key=lambda i: (round(float(worth[i]), 9), -candidates[i].clauses, str(candidates[i])))
     if accuracy[chosen] < 0.5:
         return None
@@ -371,12 +434,13 @@ def _round(value: float, slack: float) -> float:
 def _to_predicate(candidate: _Candidate, data: _Data) -> Predicate:
     above: dict[bool, Comparison] = {True: ">", False: "<="}
     equal: dict[bool, Comparison] = {True: "==", False: "!="}
+    among: dict[bool, Comparison] = {True: "in", False: "not in"}
 
     def clause(test: _Test) -> Clause:
         (name, lag, change), up, threshold = data.quantities[test[0]], test[1], test[2]
-        text = data.texts[test[0]] if data.texts else None
+        text = data.text(test)
         if text is not None:
-            return Clause(metric=name, comparison=equal[up], value=text)
+            return Clause(metric=name, comparison=(among if isinstance(text, tuple) else equal)[up], value=text, lag=lag)
         return Clause(metric=name, comparison=above[up], value=threshold, lag=lag, change=change)
 
     return Predicate(join=candidate.join, groups=tuple(tuple(clause(t) for t in g) for g in candidate.groups))

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -61,6 +61,8 @@ class Vocabulary:
     features: int = 0
     """Number of features, `f0` to `f<features - 1>`."""
     attributes: tuple[str, ...] = tuple(ATTRIBUTES)
+    steady: frozenset[str] = frozenset()
+    """Labels that are said of a whole episode: they have no lag."""
 
     @classmethod
     def of(
@@ -109,6 +111,15 @@ class Labels:
     codes: npt.NDArray[np.int32]
     """(n,) index into `values`."""
     values: tuple[str, ...]
+    steady: bool = False
+    """Whether it is said of a whole episode."""
+
+    def among(self, codes: npt.NDArray[np.int32], texts: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """(n,) which of these `codes` are of one of `texts`."""
+        asked = set(texts)
+        wanted = np.array([*(value in asked for value in self.values), False])  # the last for code -1
+        found: npt.NDArray[np.bool_] = wanted[codes]
+        return found
 
     @classmethod
     def of(cls, texts: Iterable[str | None]) -> Labels:
@@ -231,7 +242,8 @@ class Table:
         """The names that a predicate over this table may use."""
         units = {name: self._units.get(name, "") for name in self.numbers}
         count = 0 if self.features is None else self.features.shape[1]
-        return Vocabulary(units, {name: values.values for name, values in self.labels.items()}, count)
+        steady = frozenset(name for name, label in self.labels.items() if label.steady)
+        return Vocabulary(units, {name: label.values for name, label in self.labels.items()}, count, steady=steady)
 
     @cached_property
     def groups(self) -> npt.NDArray[np.int64]:
@@ -313,6 +325,17 @@ class Table:
             out[:] = values
         unsorted: Numbers = self._unsorted(out)
         return unsorted
+
+    def codes(self, name: str, steps: int = 0) -> npt.NDArray[np.int32]:
+        """(n,) a label's codes `steps` steps earlier in the episode; -1 where that is not known."""
+        now = self.labels[name].codes
+        if not steps:
+            return now
+        values = self._sorted(now)
+        out = np.full_like(values, -1)
+        if steps < self.rows:
+            np.copyto(out[steps:], values[:-steps], where=self._run[steps:] >= steps)
+        return self._unsorted(out)
 
     def _attribute(self, name: str) -> Numbers:
         if name == "episode":

@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from interlatent_live.explainer.grammar import print_number
-from interlatent_live.explainer.labelled import TOKEN
+from interlatent_live.explainer.labelled import NEXT, TOKEN
 from interlatent_live.explainer.predicate import Clause, Predicate
 from interlatent_live.explainer.table import Table, Vocabulary, feature_number
 
-__all__ = ["LABEL_WORDS", "PHRASES", "Wording", "spoken"]
+__all__ = ["LABEL_WORDS", "PHRASES", "Wording", "Words", "spoken"]
 
 LABEL_WORDS = 6
 
@@ -45,6 +45,33 @@ _COUNT = {">": "more than", ">=": "at least", "<": "fewer than", "<=": "at most"
 _RISING = (">", ">=")
 
 
+_TOLD = 8
+"""Values of a label that a description tells."""
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """What a frame and an episode are called."""
+
+    step: str = "step"
+    episode: str = "episode"
+
+    @classmethod
+    def of(cls, language: bool) -> Words:
+        """Of a language model's run: its tokens and texts."""
+        return cls("token", "text") if language else cls()
+
+    @property
+    def steps(self) -> str:
+        """Several."""
+        return f"{self.step}s"
+
+    @property
+    def an_episode(self) -> str:
+        """With its article."""
+        return f"{'an' if self.episode == 'episode' else 'a'} {self.episode}"
+
+
 def spoken(name: str) -> str:
     """A name as words: 'right foot contact' for 'right_foot_contact', 'feature 41' for 'f41'."""
     number = feature_number(name)
@@ -67,11 +94,12 @@ class Wording:
     phrases: Mapping[str, tuple[str, str]] = field(default_factory=lambda: PHRASES)
     names: Mapping[str, str] = field(default_factory=dict)
     """What a number is called where that is not its name: `action[3]`."""
+    words: Words = field(default_factory=Words)
 
     @classmethod
     def of(
         cls, table: Table, rows: npt.NDArray[np.bool_], metrics: Sequence[str], *, step_period_s: float | None = None,
-        phrases: Mapping[str, tuple[str, str]] = PHRASES, names: Mapping[str, str] | None = None,
+        phrases: Mapping[str, tuple[str, str]] = PHRASES, names: Mapping[str, str] | None = None, words: Words | None = None,
     ) -> Wording:
         """With what the training frames `rows` (n,) say of `metrics`."""
         quantiles, switches = {}, set()
@@ -82,7 +110,7 @@ class Wording:
                 quantiles[name] = np.quantile(values, np.linspace(0, 1, 101))
                 if np.isin(values, (0.0, 1.0)).all():
                     switches.add(name)
-        return cls(table.vocabulary, step_period_s, quantiles, frozenset(switches), phrases, names or {})
+        return cls(table.vocabulary, step_period_s, quantiles, frozenset(switches), phrases, names or {}, words or Words())
 
     def describe(self, predicate: Predicate) -> str:
         """The whole predicate in words, with units."""
@@ -96,10 +124,11 @@ class Wording:
     def clause(self, clause: Clause) -> str:
         """One clause in words."""
         name, sign = self._spoken(clause.metric), clause.comparison
-        if isinstance(clause.value, str):
-            return f"{name} is {'' if sign == '==' else 'not '}{_text(clause)}"
+        if clause.texts:
+            name = self._labelled(clause.metric, clause.lag)
+            return f"{name} is {'' if clause.positive else 'not '}{_text(clause, _TOLD)}"
         if clause.change:
-            return self._changed(clause, name, float(clause.value))
+            return self._changed(clause, name, clause.number)
         then = f" {self._steps(clause.lag)} ago" if clause.lag else ""
         state = self._state(clause)
         if state is not None:
@@ -108,7 +137,7 @@ class Wording:
         special = self._attribute(clause)
         if special is not None and not clause.lag:
             return special
-        return f"{name}{then} {_PLAIN[sign]} {self._quantity(clause.metric, float(clause.value))}"
+        return f"{name}{then} {_PLAIN[sign]} {self._quantity(clause.metric, clause.number)}"
 
     def label(self, predicate: Predicate) -> str:
         """At most six words: as many clauses as fit, those of the first alternative where there are several."""
@@ -145,9 +174,12 @@ class Wording:
 
     def _precise(self, clause: Clause) -> str:
         """With its threshold, without a unit."""
-        if isinstance(clause.value, str) or clause.comparison in ("==", "!=") or self._state(clause) is not None:
+        if clause.texts:
+            shown = f"{'' if clause.positive else 'not '}{_text(clause, _TOLD)}"
+            return f"after {shown}" if clause.metric == TOKEN and clause.lag else shown if clause.metric == TOKEN else self._short(clause)
+        if clause.comparison in ("==", "!=") or self._state(clause) is not None:
             return self._short(clause)
-        name, value, rising = self._spoken(clause.metric), float(clause.value), clause.comparison in _RISING
+        name, value, rising = self._spoken(clause.metric), clause.number, clause.comparison in _RISING
         number = print_number(_significant(abs(value) if clause.change else value, 2))
         if clause.change:
             return f"{name} {'rises' if rising else 'falls'} by {number}" if (value >= 0) == rising else self._short(clause)
@@ -158,11 +190,13 @@ class Wording:
 
     def _short(self, clause: Clause) -> str:
         name, sign = self._spoken(clause.metric), clause.comparison
-        if clause.metric == TOKEN and isinstance(clause.value, str):
-            return f"{'' if sign == '==' else 'not '}{_text(clause)}"
-        if isinstance(clause.value, str) or sign in ("==", "!="):
+        if clause.texts:
+            shown = f"{'' if clause.positive else 'not '}{_text(clause, 2)}"
+            before = {(TOKEN, 0): "", (TOKEN, 1): "after ", (NEXT, 0): "before "}.get((clause.metric, clause.lag))
+            return f"{self._labelled(clause.metric, clause.lag)} is {shown}" if before is None else f"{before}{shown}"
+        if sign in ("==", "!="):
             return self.clause(clause)
-        value, rising = float(clause.value), sign in _RISING
+        value, rising = clause.number, sign in _RISING
         if clause.change:
             return f"{name} {'rises' if value >= 0 else 'not falling'}" if rising else (
                 f"{name} {'falls' if value <= 0 else 'not rising'}")
@@ -181,9 +215,9 @@ class Wording:
 
     def _state(self, clause: Clause) -> bool | None:
         """True or False where the clause says that a switch is on or off."""
-        if clause.metric not in self.switches or isinstance(clause.value, str):
+        if clause.metric not in self.switches or clause.texts:
             return None
-        truths = [_compare(clause.comparison, v, float(clause.value)) for v in (0.0, 1.0)]
+        truths = [_compare(clause.comparison, v, clause.number) for v in (0.0, 1.0)]
         return truths[1] if truths[0] != truths[1] else None
 
     def _changed(self, clause: Clause, name: str, value: float) -> str:
@@ -197,26 +231,32 @@ class Wording:
         return f"change of {name} {over} {_PLAIN[clause.comparison]} {self._quantity(clause.metric, value)}"
 
     def _attribute(self, clause: Clause) -> str | None:
-        value = float(clause.value)
+        value = clause.number
         if self.vocabulary.kind(clause.metric) != "attribute":
             return None
         count = f"{_COUNT[clause.comparison]} {print_number(value)}"
         if clause.metric == "steps_to_end":
-            return f"{count} steps before the episode ends"
+            return f"{count} {self.words.steps} before the {self.words.episode} ends"
         if clause.metric == "episode_step":
-            return f"{count} steps into the episode"
+            return f"{count} {self.words.steps} into the {self.words.episode}"
         if clause.metric == "episode_length":
-            return f"an episode of {count} steps"
+            return f"{self.words.an_episode} of {count} {self.words.steps}"
         if clause.metric == "episode_terminated":
             truths = [_compare(clause.comparison, v, value) for v in (0.0, 1.0)]
             if truths[0] != truths[1]:
-                return f"an episode that {'ends by itself' if truths[1] else 'is cut off'}"
+                return f"{self.words.an_episode} that {'ends by itself' if truths[1] else 'is cut off'}"
         return None
 
     def _steps(self, steps: int) -> str:
         if self.step_period_s is None:
-            return f"{steps} step{'' if steps == 1 else 's'}"
+            return f"{steps} {self.words.step}{'' if steps == 1 else 's'}"
         return f"{print_number(_significant(steps * self.step_period_s, 2))} s"
+
+    def _labelled(self, name: str, lag: int) -> str:
+        """A label, so many steps ago; the token before by its name."""
+        if name == TOKEN and lag == 1:
+            return "the token before"
+        return self._spoken(name) + (f" {self._steps(lag)} ago" if lag else "")
 
     def _quantity(self, name: str, value: float) -> str:
         """With its unit; '3 m/s' where 0.9 is counted in '10/3 m/s'."""
@@ -234,11 +274,18 @@ def _clean(text: str) -> str:
     return " ".join(re.sub(r"[^\w.+\-*/%°²³·]+", " ", text).split()) or "unnamed"
 
 
-def _text(clause: Clause) -> str:
-    """A label's text in words; that of a token in quotes, or spelt where it is nothing but signs."""
-    text = str(clause.value)
+def _text(clause: Clause, most: int) -> str:
+    """A label's text in words, of several the first `most` and how many more there are."""
+    told = list(dict.fromkeys(_one_text(text, clause.metric in (TOKEN, NEXT)) for text in clause.texts))
+    if len(told) <= most:
+        return " or ".join(told)
+    return f"{', '.join(told[:most])} or {len(told) - most} more"
+
+
+def _one_text(text: str, quoted: bool) -> str:
+    """That of a token in quotes, or spelt where it is nothing but signs."""
     if any(c.isalnum() for c in text):
-        return f"‘{_clean(text)}’" if clause.metric == TOKEN else _clean(text)
+        return f"‘{_clean(text)}’" if quoted else _clean(text)
     signs = [unicodedata.name(c, "a sign").lower() for c in text if not c.isspace()]
     return " ".join([*dict.fromkeys(signs)][:1] + (["and more"] if len(signs) > 1 else []))
 

@@ -11,6 +11,7 @@ import interlatent_live as il
 from interlatent_live.analyzer.digest import digest, verify
 from interlatent_live.analyzer.queries import Reader
 from interlatent_live.analyzer.service import analyze_recording
+from interlatent_live.explainer.source import Source
 from interlatent_live.stream.prompt import pieces
 
 TEXTS = {"the cat sat on the mat and the dog": "pets", "the rocket flies and the fuel burns": "physics"}
@@ -107,3 +108,18 @@ def test_labels_and_tokens_can_be_asked_for(tmp_path: Path) -> None:
     assert cat.sum() >= 6
     assert [row.token == 6 and row.prompt not in of for row in rows] == cat.tolist()
     assert parse("steps_to_end == 0", table.vocabulary).holds(table).sum() == 12
+
+
+def test_a_text_that_was_given_before_stays_on_its_side_of_the_split(tmp_path: Path) -> None:
+    record(tmp_path / "r.mcap")
+    analyze_recording(tmp_path / "r.mcap", tmp_path / "a.db", neurons_only=True)
+    source = Source(tmp_path / "a.db")
+    source.pull()
+    kept = source.kept()
+    source.close()
+    assert kept is not None
+    topic = kept.table.labels["topic"]
+    assert topic.steady
+    sides = {topic.values[code]: set(kept.held_out[topic.codes == code].tolist()) for code in set(topic.codes.tolist())}
+    assert sides == {"pets": {False}, "physics": {True}}, "twelve episodes, two texts"
+    assert set(kept.table.labels) == {"topic", "token", "next_token"}

@@ -66,7 +66,7 @@ def test_no_rule_beats_chance_on_noise() -> None:
 def test_thresholds_are_short() -> None:
     (found,) = fit(world(["x0 > 0.4837"]), [0], np.ones(2000, bool), metrics=METRICS)
     (clause,) = found.predicate.clauses
-    assert abs(float(clause.value) - 0.4837) < 0.04
+    assert abs(clause.number - 0.4837) < 0.04
     assert len(str(found.predicate)) <= len("x0 > 0.48")
 
 

@@ -15,7 +15,7 @@ from interlatent_live.explainer.predicate import Clause, Predicate
 from interlatent_live.explainer.rules import fit
 from interlatent_live.explainer.scoring import score
 from interlatent_live.explainer.table import Features, Labels, Table
-from interlatent_live.explainer.wording import Wording
+from interlatent_live.explainer.wording import Wording, Words
 
 WORDS = ("heat", "fuel", "the", ",", "(", "cat", "dog", "<b>", "3")
 ENTROPY = "next_entropy"
@@ -74,6 +74,56 @@ def test_what_was_expected_before_the_token_counts() -> None:
     rows = table.episode < 18
     (found,) = fit(table, [0], rows, metrics=("position", "logprob", ENTROPY), labels=("token",), lags=(1,))
     assert (found.predicate.clauses[0].metric, found.predicate.clauses[0].lag) == (ENTROPY, 1)
+
+
+def many_words(active: str, *, prompts: int = 40, long: int = 60, seed: int = 1) -> Table:
+    """Prompts of 80 different words, `w0` to `w79`, the first ones frequent; feature 0 is active where `active` says of (word, before)."""
+    rng = np.random.default_rng(seed)
+    n = prompts * long
+    word = np.minimum(rng.geometric(0.04, n) - 1, 79)
+    before = np.where(np.arange(n) % long, np.roll(word, 1), -1)
+    on = np.array([eval(active, {}, {"word": w, "before": b}) for w, b in zip(word.tolist(), before.tolist(), strict=True)])
+    on ^= rng.random(n) < 0.02
+    return Table(
+        {"position": np.tile(np.arange(long), prompts)}, episode=np.repeat(np.arange(prompts), long),
+        episode_step=np.tile(np.arange(long), prompts), labels={"token": Labels.of([f"w{w}" for w in word])},
+        features=Features(on[:, None].astype(np.float32), np.ones(n, np.bool_)),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("lag", "active"), [(0, "word % 3 == 0 and word < 40"), (1, "before % 3 == 0 and 0 <= before < 40")])
+def test_a_feature_of_many_words_is_told_by_a_set_of_them(lag: int, active: str) -> None:
+    table = many_words(active)
+    rows = table.episode < 26
+    (found,) = fit(table, [0], rows, metrics=("position",), labels=("token",), sets=(("token", 0),), more_sets=(("token", 1),))
+    (clause,) = found.predicate.clauses
+    assert (clause.metric, clause.comparison, clause.lag) == ("token", "in", lag)
+    assert len(set(clause.texts) & {f"w{w}" for w in range(0, 40, 3)}) >= 10
+    assert parse(str(found.predicate)) == found.predicate
+    held = score([found.predicate], [0], table, ~rows)[0].balanced_accuracy.mean
+    assert held > 0.9
+    assert abs(found.train_accuracy - held) < 0.05, "compared on frames whose own words had no say in the set"
+    wording = Wording.of(table, rows, [], words=Words.of(True))
+    assert wording.label(found.predicate).startswith("after ‘w" if lag else "‘w")
+    assert len(wording.label(found.predicate).split()) <= 6
+    assert ("the token before is ‘w" if lag else "token is ‘w") in wording.describe(found.predicate)
+
+
+def test_a_set_of_words_is_no_answer_to_chance() -> None:
+    table = many_words("word * 0 == 1")
+    noise = np.random.default_rng(5).random(table.rows) < 0.3
+    table.features = Features(noise[:, None].astype(np.float32))
+    rows = table.episode < 26
+    for found in fit(table, [0], rows, metrics=("position",), labels=("token",), sets=(("token", 0), ("token", 1))):
+        assert found.train_accuracy < 0.55
+
+
+def test_words_of_a_text() -> None:
+    table = text_table("word == 'heat'")
+    wording = Wording.of(table, table.episode >= 0, [], words=Words.of(True))
+    said = [wording.describe(parse(text)) for text in ("steps_to_end < 3", "episode_length > 20", "position[-1] > 3", "token[-2] == heat")]
+    assert said == ["fewer than 3 tokens before the text ends", "a text of more than 20 tokens", "position 1 token ago above 3",
+                    "token 2 tokens ago is ‘heat’"]  # fmt: skip
 
 
 def test_numbers_alone_give_the_same_rule_with_and_without_labels() -> None:
