@@ -36,6 +36,8 @@ from interlatent_live.stream.prompt import MAX_TEXT, checked_labels, pieces
 if TYPE_CHECKING:
     from torch import nn
 
+    from interlatent_live.agent_side.policy import SteeringPolicy
+    from interlatent_live.agent_side.steering import Steering
     from interlatent_live.stream.wire import Message
 
 __all__ = ["LanguageTap", "Written"]
@@ -193,10 +195,21 @@ class LanguageTap(Tap):
 
     def _make_stacker(self, manifest: Any) -> Stacker:
         assert isinstance(self._capture, TokenCapture)
-        return TokenStacker(
+        made = TokenStacker(
             self._capture, replace(manifest, software=dict(manifest.software) | _versions()), self._text, self._say,
             head=self._head, stops=_stops(self.model, self._text.tokenizer), taken=self._took, seen=self._keep,
         )  # fmt: skip
+        steering = self._passes.steering
+        if steering is not None:
+            made.placed = steering.placed
+            steering.idle = lambda: (made.next_seq, made.next_step) if self._passes.idle else None
+        return made
+
+    def _make_steering(self, policy: SteeringPolicy) -> Steering:
+        from interlatent_live.agent_side.lm_steering import TokenSteering
+
+        self._passes.steering = TokenSteering(policy, self._capture, self.run, self.boot, self._say)
+        return self._passes.steering
 
     def _drain(self) -> Iterator[FrameBatch]:
         queue, passes = self._passes.queue, []

@@ -30,7 +30,9 @@ class TokenCapture(Capture):
     def __init__(self, points: Sequence[Point]) -> None:
         super().__init__(points, 1)
         self.batch = self.tokens = 0
-        """Shape of the pass under way; 0 outside of one."""
+        """Shape of the pass under way, or the last one; tokens are 0 outside of one."""
+        self.before = 0
+        """Columns that the cache held before it."""
 
     def own_hook(self, side: str) -> Any:
         """The hook for a side."""

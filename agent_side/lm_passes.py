@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from interlatent_live.agent_side.lm_capture import TokenCapture
+    from interlatent_live.agent_side.lm_steering import TokenSteering
+    from interlatent_live.agent_side.rows import Applied
 
 __all__ = ["Asked", "Pass", "Passes", "Sequences"]
 
@@ -114,6 +116,10 @@ class Pass:
     cache: Any = None
     steps: int = 0
     policy_version: int = 0
+    number: int = -1
+    """As steering counts passes; -1 without."""
+    applied: Applied | None = None
+    """Interventions that acted on it."""
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -130,6 +136,7 @@ class Passes:
         """Passes without token numbers, as from `inputs_embeds`."""
         self.failures = 0
         self.overheads: deque[int] = deque(maxlen=1024)
+        self.steering: TokenSteering | None = None
         self._model: Any = getattr(model, "_orig_mod", model)  # torch.compile puts the user's module one level down
         self._capture, self._say = capture, say
         self._limit, self._prompts = queue_bytes, prompts
@@ -179,12 +186,19 @@ class Passes:
             self._open.clear()
             self._uncached = self._last_keys = None
 
+    @property
+    def idle(self) -> bool:
+        """Whether no pass runs, or waits to be settled or taken; as another thread sees it."""
+        return self._current is None and self._pending is None and not self.queue
+
     def _hook(self, function: Callable[..., None]) -> Callable[..., None]:
         """`function` as a hook that never raises, is left out of compiled graphs, and does nothing in a copy of the model."""
         return (_untraced(_Guarded) if self._capture.untraced else _Guarded)(self, function)
 
     def _before(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        capture = self._capture
+        capture, steering = self._capture, self.steering
+        if steering is not None and steering.measuring:
+            return
         began = perf_counter_ns()
         self._current, capture.tokens = None, 0
         if capture.resting:
@@ -218,25 +232,31 @@ class Passes:
         wanted = given.get("logits_to_keep", 0)
         self._wants_hidden = self._prompts and type(wanted) is int and 0 < wanted < width
         one.extra = {"cached": given.get("use_cache") is not False, "cache": held}
-        capture.batch, capture.tokens = rows, width
+        if steering is not None:
+            one.number = steering.begin()
+        capture.batch, capture.tokens, capture.before = rows, width, past
         capture.slots[:] = [None] * len(capture.slots)
         self._current = one
         self._spent = perf_counter_ns() - began
 
     def _below(self, module: Any, args: Any, output: Any) -> None:
         one = self._current
-        if one is not None and self._wants_hidden:
+        if one is not None and self._wants_hidden and not (self.steering is not None and self.steering.measuring):
             hidden = getattr(output, "last_hidden_state", None)
             if hidden is None and isinstance(output, tuple) and output:
                 hidden = output[0]
             one.hidden = None if hidden is None else hidden.detach().clone()
 
     def _after(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        steering, capture = self.steering, self._capture
+        if steering is not None and steering.measuring:
+            return
         one, self._current = self._current, None
-        capture = self._capture
         if one is None:
             return
         began = perf_counter_ns()
+        if steering is not None:
+            one.applied = steering.taken()
         one.kept = tuple(capture.slots)  # type: ignore[arg-type]
         capture.slots[:] = [None] * len(capture.slots)
         capture.tokens = 0

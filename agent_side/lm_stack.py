@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from interlatent_live.agent_side.lm_text import KINDS, Text
 from interlatent_live.agent_side.metrics import Metric
-from interlatent_live.agent_side.rows import Stacker
+from interlatent_live.agent_side.rows import Stacker, acting
 from interlatent_live.stream.frames import FrameBatch
 from interlatent_live.stream.prompt import MAX_TEXT, MAX_TOKENS, Prompt, Vocabulary
 
@@ -98,11 +98,14 @@ class TokenStacker(Stacker):
         self._taken, self._seen = taken, seen
         self._states: dict[int, _State] = {}
         self._episodes: dict[int, int] = {}
-        self._prompts = self._next_step = 0
+        self._prompts = 0
         self._known: Any = ()
         self._told: set[int] = set()
         self._news: deque[Prompt | Vocabulary] = deque()
         self._recent: deque[Prompt] = deque(maxlen=_REMEMBERED)
+        self.placed: Callable[[int, int, int, int], None] | None = None
+        """Told, where there is steering, which frames a pass became: number, first, last, step."""
+        self.next_step = 0
         self.padding = self.rejected = self.reordered = 0
         """Columns that are no rows: padding, rejected by speculative decoding, of beams that changed places."""
 
@@ -169,6 +172,8 @@ class TokenStacker(Stacker):
         generated = np.concatenate([_generated(one) for one in passes])
         for one in passes:
             self._taken(one)
+        if self.placed is not None:
+            self._place(passes, np.searchsorted(at[column], np.arange(len(passes) + 1)), state.base + positions[row, column])
         if not len(column):
             return
         token, position = ids[row, column], positions[row, column]
@@ -179,7 +184,7 @@ class TokenStacker(Stacker):
                 mine = np.flatnonzero(row == env)
                 ends[mine[-1:]] = True
         step = state.base + position
-        self._next_step = max(self._next_step, int(step.max()) + 1)
+        self.next_step = max(self.next_step, int(step.max()) + 1)
         values = np.full((len(column), len(METRICS)), np.nan)
         values[:, 0] = predicted["logprob"][row, column]
         values[:, 1] = position
@@ -205,8 +210,18 @@ class TokenStacker(Stacker):
             "next_tokens": predicted["tokens"][row, column].astype(np.int32),
             "next_probs": predicted["probs"][row, column].astype(np.float32),
         }
+        if any(one.applied for one in passes):
+            table["intervention"] = acting([one.applied for one in passes], rows).reshape(len(passes), rows, -1)[at[column], row]
         self._tell(np.concatenate([table["token"], table["next_tokens"].reshape(-1)]))
         yield from self._batches(table, activations, present, hollow[column])
+
+    def _place(self, passes: list[Pass], begins: Array, steps: Array) -> None:
+        """Tell which frames the passes become. `begins`: by pass, and at the end: its first row; `steps`: by row."""
+        assert self.placed is not None
+        for one, low, high in zip(passes, begins[:-1].tolist(), begins[1:].tolist(), strict=True):
+            if one.number >= 0:
+                step = int(steps[low]) if low < len(steps) else self.next_step
+                self.placed(one.number, self.next_seq + low, self.next_seq + high - 1, step)
 
     def _state(self, one: Pass) -> _State:
         """Of its sequences; a first pass makes it, and tells their prompts."""
@@ -220,7 +235,7 @@ class TokenStacker(Stacker):
         episodes = np.array([self._episodes.get(env, -1) + 1 for env in range(rows)])
         self._episodes |= dict(enumerate(episodes.tolist()))
         state = _State(
-            one.of, before, self._prompts + np.arange(rows), episodes, np.zeros(rows, bool), self._next_step,
+            one.of, before, self._prompts + np.arange(rows), episodes, np.zeros(rows, bool), self.next_step,
         )  # fmt: skip
         ids = _array(one.ids)
         mask = np.ones(ids.shape, bool) if one.mask is None else _broad(_array(one.mask), rows)

@@ -23,7 +23,7 @@ from interlatent_live.stream.frames import FrameBatch
 from interlatent_live.stream.manifest import ActionSpec, Manifest
 from interlatent_live.stream.wire import MAX_MESSAGE_BYTES
 
-__all__ = ["Row", "Stacker", "hand_over"]
+__all__ = ["Row", "Stacker", "acting", "hand_over"]
 
 MAX_METRICS: Final = 256
 _NONE: Final = type(None)
@@ -178,7 +178,7 @@ class Stacker:
                 given = [absent if item is None else item for item in items] if _NONE in map(type, items) else items
                 columns[name] = pick.each(given, dtype)
         if not _all_none(applied):
-            columns["intervention"] = pick.rows(_interventions(applied, envs))
+            columns["intervention"] = pick.rows(acting(applied, envs))
         activations, present = self._activations(kept, pick)
         return FrameBatch(manifest.run, manifest.boot, manifest.hash, first_seq, self.queue_dropped, columns, activations, present)
 
@@ -329,7 +329,7 @@ class _Pick:
         return self.rows(np.concatenate([np.broadcast_to(_numbers(item), (self.envs,)) for item in items]).astype(dtype))
 
 
-def _interventions(applied: Sequence[Applied | None], envs: int) -> Array:
+def acting(applied: Sequence[Applied | None], envs: int) -> Array:
     """(n * envs, m) int32 numbers, rising, then -1."""
     most = max(len(acts) for acts in applied if acts is not None)
     found = np.full((len(applied), envs, most), -1, np.int32)

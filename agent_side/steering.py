@@ -257,7 +257,7 @@ class Steering:
             acts = () if self.wanted is None else self.wanted.acts
             ending = [act for act in acts if id is None or act.id == id]
             for act in ending:
-                act.dead = act.dead or cause
+                act.dead = act.over(monotonic_ns()) or cause
             self._keep([act for act in acts if act not in ending], acts)
         return [act.id for act in ending]
 

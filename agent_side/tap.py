@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from interlatent_live.agent_side.intervention import Steered
     from interlatent_live.agent_side.lm import Written
     from interlatent_live.agent_side.policy import SteeringPolicy
+    from interlatent_live.agent_side.steering import Steering
     from interlatent_live.analyzer.dictionary import Dictionary
     from interlatent_live.stream.condition import Condition
 
@@ -563,9 +564,8 @@ class Tap(Sealer):
         """Before anything else is opened: what does not fit is said at once. Raises SteeringError, DictionaryError or
         EndpointError."""
         from interlatent_live.agent_side.control import Control
-        from interlatent_live.agent_side.steering import Steering
 
-        steering = Steering(policy, self._capture, self.run, self.boot, self._say)
+        steering = self._make_steering(policy)
         steering.open(
             self._model,
             self._weights,
@@ -578,6 +578,11 @@ class Tap(Sealer):
         if policy.control:
             self._control = Control(steering, self.run, self.boot)
         self._steering = self._capture.steering = steering
+
+    def _make_steering(self, policy: SteeringPolicy) -> Steering:
+        from interlatent_live.agent_side.steering import Steering
+
+        return Steering(policy, self._capture, self.run, self.boot, self._say)
 
     def _close_steering(self) -> None:
         if self._control is not None:
