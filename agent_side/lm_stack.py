@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from interlatent_live.agent_side.lm_activations import activations_of, home, host
+from interlatent_live.agent_side.lm_predictions import Predictions, gathered
 from interlatent_live.agent_side.lm_text import KINDS, Text
 from interlatent_live.agent_side.metrics import Metric
 from interlatent_live.agent_side.rows import Stacker, acting
@@ -34,12 +36,10 @@ if TYPE_CHECKING:
     from interlatent_live.agent_side.lm_passes import Pass, Sequences
     from interlatent_live.stream.manifest import Manifest
 
-__all__ = ["METRICS", "TOP", "TokenStacker"]
+__all__ = ["METRICS", "TokenStacker"]
 
 Array = npt.NDArray[Any]
 
-TOP: Final = 5
-"""Predictions kept of each token."""
 METRICS: Final = (
     Metric("logprob", unit="nat", description="log-probability of this token given those before it; NaN for the first"),
     Metric("position", unit="tokens", description="tokens before it in its text"),
@@ -49,13 +49,9 @@ METRICS: Final = (
 )
 _MAX_BATCH_ROWS: Final = 4096
 _MAX_BATCH_BYTES: Final = 16 << 20
-_CHUNK_BYTES: Final = 16 << 20
-"""Of logits that are looked at in one go."""
 _REMEMBERED: Final = 256
 """Prompts that are told again to a subscriber that comes late."""
 _MOST_OPEN: Final = 128
-_DIFFERS: Final = 0.02
-"""By how much of their spread recomputed logits may differ from the model's own: bfloat16 keeps 8 bits."""
 
 
 @dataclass(eq=False)
@@ -94,7 +90,8 @@ class TokenStacker(Stacker):
         """`head()`: weight and bias of the model's head. `stops`: tokens that end a sequence of a batch. `taken`: told of each
         pass whose tensors were taken. `seen`: given every batch."""
         super().__init__(capture, manifest, METRICS, complain)
-        self._text, self._head, self._stops = text, head, np.array(sorted(stops), np.int64)
+        self._text, self._stops = text, np.array(sorted(stops), np.int64)
+        self._predictions = Predictions(head, complain)
         self._taken, self._seen = taken, seen
         self._states: dict[int, _State] = {}
         self._episodes: dict[int, int] = {}
@@ -156,7 +153,7 @@ class TokenStacker(Stacker):
 
     def _rows(self, passes: list[Pass]) -> Iterator[FrameBatch]:
         state = self._state(passes[0])
-        ids = _home([one.ids[:, one.skip : one.keep] for one in passes])
+        ids = home([one.ids[:, one.skip : one.keep] for one in passes])
         rows = ids.shape[0]
         self.rejected += sum((one.width - one.keep) * rows for one in passes)
         widths = [max(0, one.keep - one.skip) for one in passes]
@@ -166,9 +163,8 @@ class TokenStacker(Stacker):
         positions = state.count[:, None] + np.cumsum(valid, axis=1) - 1
         state.count = state.count + valid.sum(axis=1)
         column, row = np.nonzero(valid.T)  # by time, then by row
-        tensors = [(one.kept, one.logits, one.hidden) for one in passes]
-        predicted = self._predictions(passes, tensors, ids, valid, widths, state)
-        activations, present = self._points([kept for kept, _, _ in tensors], passes, widths, row, column)
+        predicted = self._predicted(passes, ids, valid, widths, state)
+        activations, present = activations_of(self._known, passes, widths, row, column)
         generated = np.concatenate([_generated(one) for one in passes])
         for one in passes:
             self._taken(one)
@@ -231,14 +227,14 @@ class TokenStacker(Stacker):
                 known.last = None
             return known
         rows = one.of.rows
-        before = np.full(rows, one.past, np.int64) if one.before is None else _broad(_array(one.before), rows).sum(axis=1).astype(np.int64)
+        before = np.full(rows, one.past, np.int64) if one.before is None else _broad(host(one.before), rows).sum(axis=1).astype(np.int64)
         episodes = np.array([self._episodes.get(env, -1) + 1 for env in range(rows)])
         self._episodes |= dict(enumerate(episodes.tolist()))
         state = _State(
             one.of, before, self._prompts + np.arange(rows), episodes, np.zeros(rows, bool), self.next_step,
         )  # fmt: skip
-        ids = _array(one.ids)
-        mask = np.ones(ids.shape, bool) if one.mask is None else _broad(_array(one.mask), rows)
+        ids = host(one.ids)
+        mask = np.ones(ids.shape, bool) if one.mask is None else _broad(host(one.mask), rows)
         for env in range(rows):
             given = ids[env, : one.given][mask[env, : one.given] != 0]
             number = one.of.first + env
@@ -264,7 +260,7 @@ class TokenStacker(Stacker):
         if any(one.mask is not None for one in passes):
             parts = [
                 np.ones((rows, max(0, one.keep - one.skip)), bool) if one.mask is None
-                else _broad(_array(one.mask)[:, one.skip : one.keep] != 0, rows)
+                else _broad(host(one.mask)[:, one.skip : one.keep] != 0, rows)
                 for one in passes
             ]  # fmt: skip
             valid = np.concatenate(parts, axis=1)
@@ -297,117 +293,21 @@ class TokenStacker(Stacker):
                     "dropped, and counted; use num_beams=1, with sampling if you like"
                 )
 
-    def _predictions(
-        self, passes: list[Pass], tensors: Sequence[tuple[Any, Any, Any]], ids: Array, valid: Array, widths: list[int], state: _State
-    ) -> dict[str, Array]:
-        """What was predicted from each column, and how likely the column's own token was."""
-        import torch
-
+    def _predicted(self, passes: list[Pass], ids: Array, valid: Array, widths: list[int], state: _State) -> dict[str, Array]:
+        """As `Predictions.read`, but `logprob` is of the column's own token."""
         rows, columns = ids.shape
-        found = {
-            "logprob": np.full((rows, columns), np.nan),
-            "entropy": np.full((rows, columns), np.nan),
-            "tokens": np.full((rows, columns, TOP), -1, np.int32),
-            "probs": np.full((rows, columns, TOP), np.nan),
-        }
-        following = np.full((rows, columns + 1), -1, np.int64)
-        following[:, : max(0, columns - 1)] = np.where(valid[:, 1:] & valid[:, :-1], ids[:, 1:], -1)
-        if columns and state.last is not None:
-            reached = valid[:, 0] & (state.count - valid.sum(axis=1) > 0)
-            found["logprob"][:, 0] = np.where(reached, _gathered(state.last, ids[:, :1])[:, 0], np.nan)
-        begin = 0
-        pieces: list[tuple[int, Tensor]] = []
-        for one, (_, logits, hidden), wide in zip(passes, tensors, widths, strict=True):
-            if wide:
-                whole = self._whole_logits(logits, hidden, one)
-                if whole is not None:
-                    offset = one.width - whole.shape[1]  # of the pass: its logits are of its last columns
-                    first = max(offset, one.skip)
-                    pieces.append((begin + first - one.skip, whole[:, first - offset : one.keep - offset]))
-                else:
-                    state.last = None
-            begin += wide
-        last: Tensor | None = None
-        for start, logits in _joined(pieces):
-            step = max(1, _CHUNK_BYTES // max(1, rows * logits.shape[2] * 4))
-            for low in range(0, logits.shape[1], step):
-                part = torch.log_softmax(logits[:, low : low + step].float(), dim=-1)
-                place = slice(start + low, start + low + part.shape[1])
-                odds = part.exp()
-                found["entropy"][:, place] = _array(-torch.where(odds > 0, odds * part, 0.0).sum(-1))
-                top = odds.topk(min(TOP, odds.shape[2]), dim=-1)
-                found["tokens"][:, place, : top.indices.shape[2]] = _array(top.indices)
-                found["probs"][:, place, : top.indices.shape[2]] = _array(top.values)
-                after = following[:, place]
-                told = _gathered(part, after[..., None])[..., 0]
-                r, c = np.nonzero(after >= 0)
-                found["logprob"][r, place.start + c + 1] = told[r, c]
-                if place.stop == columns:
-                    last = part[:, -1].clone()
+        following = np.full((rows, columns), -1, np.int64)
+        following[:, :-1] = np.where(valid[:, 1:] & valid[:, :-1], ids[:, 1:], -1)
+        found, last = self._predictions.read(passes, widths, following)
         if columns:
+            own = np.full((rows, columns), np.nan)
+            own[:, 1:] = found["logprob"][:, :-1]
+            if state.last is not None:
+                reached = valid[:, 0] & (state.count - valid.sum(axis=1) > 0)
+                own[:, 0] = np.where(reached, gathered(state.last, ids[:, 0]), np.nan)
+            found["logprob"] = own
             state.last = last
         return found
-
-    def _whole_logits(self, logits: Tensor | None, hidden: Tensor | None, one: Pass) -> Tensor | None:
-        """Logits of as many columns as can be had."""
-        if logits is None or hidden is None or self._head is None:
-            return logits
-        import torch
-
-        weights = self._head()
-        if weights is None:
-            return logits
-        rows, width, _ = hidden.shape
-        step = max(1, _CHUNK_BYTES // max(1, rows * weights[0].shape[0] * weights[0].element_size()))
-        parts = [torch.nn.functional.linear(hidden[:, low : low + step], *weights) for low in range(0, width, step)]
-        whole = torch.cat(parts, 1)
-        own, again = logits[:, -1].float(), whole[:, -1].float()
-        if float((own - again).abs().max()) > _DIFFERS * max(float(own.std()), 1e-6) * 8:
-            self._complain(
-                "log-probabilities of prompts are unknown: this model does more than its head's matrix to its logits. Call the model "
-                "itself on the prompt for them, which computes all logits"
-            )
-            return logits
-        return torch.cat([whole[:, : width - logits.shape[1]].to(logits.dtype), logits], 1)
-
-    def _points(
-        self, kept: Sequence[tuple[Tensor | None, ...] | None], passes: list[Pass], widths: list[int], row: Array, column: Array
-    ) -> tuple[dict[str, Array], dict[str, Array]]:
-        """Activations of the rows by tap point, and which rows have them where not all do."""
-        activations: dict[str, Array] = {}
-        present: dict[str, Array] = {}
-        begins = np.concatenate(([0], np.cumsum(widths)))
-        for index, layout in enumerate(self._known):
-            if layout is None:
-                continue
-            pieces: list[Any] = []
-            places: list[Array] = []
-            for slots, one, begin in zip(kept, passes, begins, strict=False):
-                tensor = None if slots is None else slots[index]
-                if tensor is None:
-                    continue
-                offset = one.width - tensor.shape[1]
-                first = max(offset, one.skip)
-                if one.keep > first:
-                    pieces.append(tensor[:, first - offset : one.keep - offset])
-                    places.append(begin + np.arange(first - one.skip, one.keep - one.skip))
-            if not pieces:
-                continue
-            values = _home(pieces, layout.spec.dtype == "bfloat16")
-            place = np.full(int(begins[-1]), -1)
-            covered = np.concatenate(places)
-            place[covered] = np.arange(len(covered))
-            held = place[column]
-            fired = held >= 0
-            name = layout.spec.name
-            if fired.all():
-                everything = values.shape[0] == 1 and len(held) == values.shape[1]
-                chosen = values[0] if everything else values[row, held]
-            else:
-                chosen = values[row[fired], held[fired]]
-                present[name] = np.flatnonzero(fired).astype(np.int32)
-            activations[name] = chosen.reshape(len(chosen), *layout.spec.shape).astype(layout.wire, copy=False)
-        return activations, present
 
     def _batches(
         self, table: dict[str, Array], activations: dict[str, Array], present: dict[str, Array], hollow: Array
@@ -416,7 +316,7 @@ class TokenStacker(Stacker):
         manifest = self.stacked
         assert manifest is not None
         rows = len(hollow)
-        size = sum(values[:1].nbytes for values in (*table.values(), *activations.values()))
+        size = sum(values.nbytes // len(values) for values in (*table.values(), *activations.values()))
         most = max(1, min(_MAX_BATCH_ROWS, _MAX_BATCH_BYTES // max(1, size)))
         cuts = np.flatnonzero(np.diff(hollow.astype(np.int8))) + 1
         for begin, end in zip((0, *cuts.tolist()), (*cuts.tolist(), rows), strict=True):
@@ -426,18 +326,7 @@ class TokenStacker(Stacker):
                 continue
             for low in range(begin, end, most):
                 high = min(low + most, end)
-                some: dict[str, Array] = {}
-                which: dict[str, Array] = {}
-                for name, values in activations.items():
-                    index = present.get(name)
-                    if index is None:
-                        some[name] = values[low:high]
-                        continue
-                    left, right = np.searchsorted(index, (low, high))
-                    if right > left:
-                        some[name] = values[left:right]
-                        if right - left < high - low:
-                            which[name] = index[left:right] - np.int32(low)
+                some, which = (activations, present) if high - low == rows else _between(activations, present, low, high)
                 columns = {name: values[low:high] for name, values in table.items()}
                 batch = FrameBatch(
                     manifest.run, manifest.boot, manifest.hash, self.next_seq, self.queue_dropped, columns, some, which
@@ -447,7 +336,7 @@ class TokenStacker(Stacker):
                 yield batch
 
     def _tell(self, tokens: Array) -> None:
-        fresh = [token for token in np.unique(tokens).tolist() if token >= 0 and token not in self._told]
+        fresh = sorted(token for token in set(tokens.tolist()) - self._told if token >= 0)
         if fresh:
             self._told.update(fresh)
             self._news.extend(self._words(fresh))
@@ -467,45 +356,23 @@ def _generated(one: Pass) -> Array:
     return np.full(wide, one.width == 1 or one.skip > 0 or (one.logits is not None and one.logits.shape[1] == one.width))
 
 
-def _joined(pieces: list[tuple[int, Tensor]]) -> Iterator[tuple[int, Tensor]]:
-    """Logits side by side where their columns are, so that many short passes cost as one."""
-    import torch
-
-    group: list[Tensor] = []
-    start = end = 0
-    for begin, logits in pieces:
-        if group and begin != end:
-            yield start, torch.cat(group, 1)
-            group = []
-        if not group:
-            start = begin
-        group.append(logits)
-        end = begin + logits.shape[1]
-    if group:
-        yield start, group[0] if len(group) == 1 else torch.cat(group, 1)
-
-
-def _gathered(values: Tensor, at: Array) -> Array:
-    """`values` at the indices `at` of the last dimension, on the host; where they are negative, anything."""
-    import torch
-
-    index = torch.from_numpy(np.clip(at, 0, values.shape[-1] - 1)).to(values.device)
-    return _array(values.gather(-1, index))
-
-
-def _home(tensors: Sequence[Tensor], bits: bool = False) -> Array:
-    """Tensors side by side along the tokens, on the host in one transfer; `bits`: bfloat16 as uint16."""
-    import torch
-
-    joined = tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), 1)
-    if bits:
-        return _array(joined.contiguous().view(torch.int16)).view(np.uint16)
-    return _array(joined)
-
-
-def _array(tensor: Tensor) -> Array:
-    found: Array = tensor.cpu().numpy()
-    return found
+def _between(
+    activations: dict[str, Array], present: dict[str, Array], low: int, high: int
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Of the rows from `low` to `high`."""
+    some: dict[str, Array] = {}
+    which: dict[str, Array] = {}
+    for name, values in activations.items():
+        index = present.get(name)
+        if index is None:
+            some[name] = values[low:high]
+            continue
+        left, right = np.searchsorted(index, (low, high))
+        if right > left:
+            some[name] = values[left:right]
+            if right - left < high - low:
+                which[name] = index[left:right] - np.int32(low)
+    return some, which
 
 
 def _broad(values: Array, rows: int) -> Array:
