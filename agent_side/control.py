@@ -21,11 +21,13 @@ import struct
 import threading
 import time
 from collections import Counter, OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import zmq
 
+from interlatent_live.agent_side.asking import Asking
 from interlatent_live.agent_side.steering import Steering
 from interlatent_live.stream.condition import Condition
 from interlatent_live.stream.control import MAX_AHEAD_S, MAX_BYTES, USER, Reply, Request
@@ -61,10 +63,12 @@ _ARGUMENTS: Final = frozenset(
 class Control:
     """Binds on construction, serves from `start` to `close`."""
 
-    def __init__(self, steering: Steering, run: str, boot: str) -> None:
-        """Raises EndpointError, or SteeringError where keys or the token's file cannot be had."""
+    def __init__(self, steering: Steering, run: str, boot: str, asking: Asking | None = None) -> None:
+        """`asking`: where prompts of a language model go.
+
+        Raises EndpointError, or SteeringError where keys or the token's file cannot be had."""
         policy = steering.policy
-        self._steering, self._run, self._boot = steering, run, boot
+        self._steering, self._run, self._boot, self._asking = steering, run, boot, asking
         self._pid = os.getpid()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -117,7 +121,7 @@ class Control:
             raise
         self._secret = self._token.encode()
         self._release: Path = release_file(self.token_file)
-        self.spec = ControlSpec(self.endpoint, True, str(self.token_file), "" if server is None else server[0])
+        self.spec = ControlSpec(self.endpoint, True, str(self.token_file), "" if server is None else server[0], asking is not None)
         """What the manifest announces."""
 
     def start(self) -> None:
@@ -269,27 +273,26 @@ class Control:
             if not released:
                 raise SteeringError(f"no intervention {str(id)[:40]!r} is in force", reason="bad_request")
             return {"released": released}
+        if request.op in ("prompt", "written", "cancel"):
+            return self._prompted(request)
         return self._steer(request)
 
+    def _prompted(self, request: Request) -> dict[str, Any]:
+        asking, args = self._asking, dict(request.args)
+        if asking is None:
+            raise SteeringError("no prompts are taken: SteeringPolicy(prompts=8), and a loop over tap.asked()", reason="not_allowed")
+        if request.op == "written":
+            return asking.written(args.get("prompt"), args.get("after"))
+        if request.op == "cancel":
+            return asking.cancel(args.get("prompt"))
+        steer = args.pop("steer", None) or []
+        if not isinstance(steer, list) or not all(isinstance(one, dict) for one in steer):
+            raise SteeringError("steer is a list of interventions", reason="bad_request")
+        return asking.submit(request.id, request.client, args, [_arguments(one) for one in steer])
+
     def _steer(self, request: Request) -> dict[str, Any]:
-        args = dict(request.args)
-        if unknown := sorted(set(args) - _ARGUMENTS):
-            raise SteeringError(f"steer knows no {unknown[0][:40]!r}", reason="bad_request")
-        when = args.pop("when", None)
-        direction = args.pop("direction", None)
-        if direction is not None:
-            if not isinstance(direction, bytes) or not direction or len(direction) % 4:
-                raise SteeringError("a direction is float32 numbers, packed", reason="bad_request")
-            args["direction"] = struct.unpack(f"<{len(direction) // 4}f", direction)
-        for name, kinds in (("feature", int), ("env", int), ("shadow", bool), ("reason", str), ("point", str), ("operation", str)):
-            if name in args and type(args[name]) is not kinds:
-                raise SteeringError(f"{name} is {str(args[name])[:40]!r}; {kinds.__name__} is needed", reason="bad_request")
-        if "operation" not in args or ("feature" in args) == ("direction" in args):
-            raise SteeringError("steer needs an operation, and a feature or a direction", reason="bad_request")
-        if "typical" in args and (isinstance(args["typical"], bool) or not isinstance(args["typical"], (int, float))):
-            raise SteeringError("typical is a number", reason="bad_request")
-        condition = None if when is None else Condition.from_data(when)
-        act = self._steering.start(**args, condition=condition, author=request.client, id=request.id, leased=True)
+        args = _arguments(request.args)
+        act = self._steering.start(**args, author=request.client, id=request.id, leased=True)
         _LOG.warning("run %s: intervention %s by %s: %s %s", self._run, act.id, act.author, act.edit.operation, act.reason)
         return next((item for item in self._steering.listing() if item["id"] == act.id), {"id": act.id})
 
@@ -333,3 +336,24 @@ class Control:
     def _log_release(self, released: list[str], who: str) -> None:
         if released:
             _LOG.warning("run %s: %s released by %s", self._run, ", ".join(released), who)
+
+
+def _arguments(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `Steering.start`, from a request's. Raises SteeringError or PredicateError."""
+    args = dict(given)
+    if unknown := sorted(set(args) - _ARGUMENTS):
+        raise SteeringError(f"steer knows no {unknown[0][:40]!r}", reason="bad_request")
+    when = args.pop("when", None)
+    direction = args.pop("direction", None)
+    if direction is not None:
+        if not isinstance(direction, bytes) or not direction or len(direction) % 4:
+            raise SteeringError("a direction is float32 numbers, packed", reason="bad_request")
+        args["direction"] = struct.unpack(f"<{len(direction) // 4}f", direction)
+    for name, kinds in (("feature", int), ("env", int), ("shadow", bool), ("reason", str), ("point", str), ("operation", str)):
+        if name in args and type(args[name]) is not kinds:
+            raise SteeringError(f"{name} is {str(args[name])[:40]!r}; {kinds.__name__} is needed", reason="bad_request")
+    if "operation" not in args or ("feature" in args) == ("direction" in args):
+        raise SteeringError("steer needs an operation, and a feature or a direction", reason="bad_request")
+    if "typical" in args and (isinstance(args["typical"], bool) or not isinstance(args["typical"], (int, float))):
+        raise SteeringError("typical is a number", reason="bad_request")
+    return args | {"condition": None if when is None else Condition.from_data(when)}

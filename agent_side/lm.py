@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from interlatent_live.agent_side.asking import Asking, Generation
 from interlatent_live.agent_side.capture import Capture
 from interlatent_live.agent_side.lm_capture import TokenCapture
 from interlatent_live.agent_side.lm_passes import Asked, Pass, Passes
@@ -29,7 +30,7 @@ from interlatent_live.agent_side.lm_text import Text, check_fit
 from interlatent_live.agent_side.points import Point, resolve
 from interlatent_live.agent_side.rows import Stacker
 from interlatent_live.agent_side.tap import Tap
-from interlatent_live.stream.errors import MalformedMessage, TapError
+from interlatent_live.stream.errors import MalformedMessage, SteeringError, TapError
 from interlatent_live.stream.frames import FrameBatch
 from interlatent_live.stream.prompt import MAX_TEXT, checked_labels, pieces
 
@@ -113,6 +114,7 @@ class LanguageTap(Tap):
         self._kept_bytes = 0
         self._kept_prompt = -1
         self._late = 0
+        self._asking: Asking | None = None
 
     def open(self) -> None:
         """As `Tap.open`."""
@@ -121,6 +123,8 @@ class LanguageTap(Tap):
 
     def close(self) -> None:
         """As `Tap.close`."""
+        if self._asking is not None:
+            self._asking.close()
         self._passes.settle(ends=True)
         self._passes.detach()
         super().close()
@@ -142,12 +146,32 @@ class LanguageTap(Tap):
             asked = Asked(texts, [checked_labels(one) for one in given])
         except MalformedMessage as error:
             raise TapError(str(error)) from error
-        before = self._passes.asked
-        self._passes.begin(asked)
-        try:
+        with self._within(asked):
             yield
-        finally:
-            self._passes.begin(before)
+
+    def asked(self, timeout_s: float | None = None) -> Iterator[Generation]:
+        """Prompts that other processes ask for (`interlatent-live ask`, the page's box), one text at a time; each is to be written
+        by this loop, on the model's thread:
+
+            for asked in tap.asked(timeout_s=60):
+                asked.answer(model.generate(**asked.inputs, **asked.options))
+
+        Labels, seed and interventions hold until the loop goes on. Ends where none comes for `timeout_s` seconds (None: never),
+        or the tap is closed. Raises SteeringError unless the tap has `steering=il.SteeringPolicy(prompts=8)`, or so.
+        """
+        asking, steering = self._asking, self._passes.steering
+        if asking is None or steering is None:
+            what = "give the tap steering=il.SteeringPolicy(prompts=8), and open it"
+            raise SteeringError(f"no prompts are taken: {what}", reason="not_allowed")
+        from interlatent_live.agent_side.lm_asked import generations
+
+        while (wanted := asking.take(timeout_s, steering.adopt)) is not None:
+            yield from generations(wanted, self.model, self._text, self._context, steering, self._within, lambda: asking.closed)
+
+    @property
+    def waiting(self) -> int:
+        """Prompts of other processes that wait for `asked`."""
+        return 0 if self._asking is None else self._asking.waiting
 
     def step(self, **given: Any) -> None:
         """Not for a language model, whose passes are steps by themselves."""
@@ -186,6 +210,15 @@ class LanguageTap(Tap):
             numbers |= {name: float(value) for name, value in counts.items()}
         numbers |= {"pass_failures": float(self._passes.failures), "blind_passes": float(self._passes.blind)}
         return numbers
+
+    @contextmanager
+    def _within(self, asked: Asked) -> Iterator[None]:
+        before = self._passes.asked
+        self._passes.begin(asked)
+        try:
+            yield
+        finally:
+            self._passes.begin(before)
 
     # what Tap asks for
 
@@ -227,6 +260,11 @@ class LanguageTap(Tap):
         if isinstance(stacker, TokenStacker):
             yield from stacker.messages(subscribers > self._late)
         self._late = subscribers
+
+    def _make_asking(self, policy: SteeringPolicy, steering: Steering) -> Asking | None:
+        if policy.prompts and self._passes.steering is not None:
+            self._asking = Asking(policy, self._text.of, self._passes.steering.check)
+        return self._asking
 
     def _took(self, one: Pass) -> None:
         one.taken = True

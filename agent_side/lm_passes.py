@@ -50,6 +50,10 @@ class Asked:
     labels: Sequence[Mapping[str, str]] = ()
     begun: int = 0
     """Sequences that began in it."""
+    pair: str = ""
+    arm: str = ""
+    read: Callable[[int, Sequence[int], Sequence[float], Sequence[bool]], None] | None = None
+    """Told, on the sender's thread, the rows of its first sequence: prompt, tokens, log-probabilities, whether generated."""
 
     def text(self, number: int) -> str | None:
         """That of its sequence `number`."""

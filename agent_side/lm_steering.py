@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final
@@ -26,6 +26,7 @@ import torch
 
 from interlatent_live.agent_side.effects import Gauge
 from interlatent_live.agent_side.steering import Steering
+from interlatent_live.analyzer.edit import Edit
 from interlatent_live.stream.errors import SteeringError
 from interlatent_live.stream.intervention import MAX_OUTCOMES, Effects, Intervention, Outcome
 
@@ -76,6 +77,23 @@ class TokenSteering(Steering):
                 reason="not_allowed",
             )
         return super().start(**asked)
+
+    def check(self, asked: Mapping[str, Any]) -> None:
+        """Raise SteeringError or DictionaryError for what `start` would refuse whatever else is in force. For any thread."""
+        if asked.get("condition") is not None or asked.get("ttl_s") is not None:
+            raise SteeringError("an intervention on a prompt lasts as long as its text: leave `when` and `ttl_s` out", reason="bad_request")
+        operation = asked["operation"]
+        if operation not in self.policy.operations:
+            raise SteeringError(f"operation {operation!r} is not allowed; {', '.join(self.policy.operations)} are", reason="not_allowed")
+        if asked.get("feature") is None:
+            return
+        found = self._dictionaries.named(asked.get("dictionary"))
+        for point in (found.cfg.input, found.cfg.output):
+            self._index(point, found)
+        strength = asked.get("strength", 0.0)
+        if isinstance(strength, bool) or not isinstance(strength, (int, float)):
+            raise SteeringError(f"strength is {str(strength)[:40]!r}; a finite number is needed", reason="bad_request")
+        Edit(operation, float(strength), asked["feature"]).check(found)
 
     def end(self, id: str | None, cause: Cause) -> list[str]:
         """As `Steering.end`; on the model's own thread it is taken over at once."""

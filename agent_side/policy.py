@@ -53,6 +53,10 @@ class SteeringPolicy:
     """Where requests are taken; '' takes none, only `tap.steer` in this process. Beyond the loopback needs `clients`."""
     keys: str | os.PathLike[str] | None = None
     """Directory of CURVE keys for a `control` that other machines reach: see `interlatent-live keys`."""
+    prompts: int = 0
+    """Prompts of other processes that may wait for a language model's loop (`tap.asked`); 0: none are taken."""
+    max_new_tokens: int = 512
+    """Tokens that such a prompt may ask for."""
     allow_mismatch: bool = False
     """Take dictionaries of other weights, or whose weights are not known."""
 
@@ -65,6 +69,9 @@ class SteeringPolicy:
             value: Any = getattr(self, name)
             if not isinstance(value, (int, float)) or math.isnan(value) or value < 0 or (value == 0 and name in positive):
                 raise SteeringError(f"{name} is {value!r}; a number above 0 is needed")
+        for name, least in (("prompts", 0), ("max_new_tokens", 1)):
+            if type(getattr(self, name)) is not int or getattr(self, name) < least:
+                raise SteeringError(f"{name} is {getattr(self, name)!r}; a whole number of at least {least} is needed")
         if not math.isfinite(self.max_ttl_s):
             raise SteeringError("max_ttl_s is infinite; every intervention ends by itself: give seconds")
         if self.effect_share > 0.5:

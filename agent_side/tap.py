@@ -46,6 +46,7 @@ from interlatent_live.stream.wire import Message
 if TYPE_CHECKING:
     from torch import nn
 
+    from interlatent_live.agent_side.asking import Asking, Generation
     from interlatent_live.agent_side.control import Control
     from interlatent_live.agent_side.intervention import Steered
     from interlatent_live.agent_side.lm import Written
@@ -339,6 +340,15 @@ class Tap(Sealer):
         """Of a language model: the texts that begin inside, with labels. See `lm.LanguageTap`."""
         raise TapError("prompts are of language models: give the tap their tokenizer=…")
 
+    def asked(self, timeout_s: float | None = None) -> Iterator[Generation]:
+        """Of a language model: the prompts that other processes ask for. See `lm.LanguageTap`."""
+        raise TapError("prompts are asked of language models: give the tap their tokenizer=…")
+
+    @property
+    def waiting(self) -> int:
+        """Prompts of other processes that wait for `asked`; none of an agent."""
+        return 0
+
     @property
     def last(self) -> Written:
         """Of a language model: the newest text with its activations. See `lm.LanguageTap`."""
@@ -576,13 +586,18 @@ class Tap(Sealer):
             self._distribution,
         )
         if policy.control:
-            self._control = Control(steering, self.run, self.boot)
+            self._control = Control(steering, self.run, self.boot, self._make_asking(policy, steering))
         self._steering = self._capture.steering = steering
 
     def _make_steering(self, policy: SteeringPolicy) -> Steering:
         from interlatent_live.agent_side.steering import Steering
 
         return Steering(policy, self._capture, self.run, self.boot, self._say)
+
+    def _make_asking(self, policy: SteeringPolicy, steering: Steering) -> Asking | None:
+        if policy.prompts:
+            raise SteeringError("prompts are for language models, and this tap has no tokenizer=…: leave prompts out")
+        return None
 
     def _close_steering(self) -> None:
         if self._control is not None:

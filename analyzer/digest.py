@@ -66,6 +66,7 @@ _TABLES: Final[tuple[tuple[str, str], ...]] = (
         "prompts",
         "SELECT boot, prompt, env, episode, given, text, labels FROM prompts ORDER BY boot, prompt",
     ),
+    ("pairs", "SELECT boot, prompt, pair, arm FROM pairs ORDER BY boot, prompt"),
     (
         "quality",
         "SELECT s.boot, s.rank, q.first_seq, q.next_seq, frames, fvu, l0 FROM quality q JOIN s ON s.id = q.section_id "

@@ -19,7 +19,7 @@ from interlatent_live.analyzer.writes import Writes
 from interlatent_live.stream.frames import FrameBatch
 from interlatent_live.stream.prompt import Prompt, Vocabulary
 
-__all__ = ["PromptRow", "TokenRow", "without_special", "write_message", "write_tokens"]
+__all__ = ["PairRow", "PromptRow", "TokenRow", "without_special", "write_message", "write_tokens"]
 
 Array = npt.NDArray[Any]
 _TOKEN: Final = (
@@ -41,6 +41,18 @@ class PromptRow:
     text: str
     """What was given."""
     labels: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class PairRow:
+    """A text that was asked for with and without an intervention, or with one alone."""
+
+    boot: str
+    prompt: int
+    pair: str
+    """What it has in common with the other; '' where there is none."""
+    arm: str
+    """'plain' or 'steered'."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +84,8 @@ def write_message(message: Prompt | Vocabulary, writes: Writes) -> None:
             text=message.text,
             labels=json.dumps(dict(message.labels), sort_keys=True),
         )
+        if message.pair or message.arm:
+            writes.insert_once("pairs", run=message.run, boot=message.boot, prompt=message.prompt, pair=message.pair, arm=message.arm)
         return
     for token, text in zip(message.tokens, message.texts, strict=True):
         writes.insert_once(

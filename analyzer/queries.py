@@ -22,7 +22,7 @@ from interlatent_live.analyzer import attributions
 from interlatent_live.analyzer.blobs import unpack_columns, unpack_matrix
 from interlatent_live.analyzer.codes import Codes
 from interlatent_live.analyzer.interventions import EffectRow, InterventionRow, OutcomeRow, decode_intervention, decode_outcome
-from interlatent_live.analyzer.prompts import PromptRow, TokenRow
+from interlatent_live.analyzer.prompts import PairRow, PromptRow, TokenRow
 from interlatent_live.analyzer.records import (
     Activity,
     BatchRow,
@@ -246,6 +246,11 @@ class Reader:
         where = "events WHERE section_id = ? AND id > ? ORDER BY id DESC LIMIT ?"
         return self._select(Event, where, section, after_id, limit)[::-1]
 
+    def event_peaks(self, section: int, feature: int, limit: int = 500) -> list[float]:
+        """The largest activation in each of the newest closed events of a feature."""
+        where = "events WHERE section_id = ? AND feature = ? ORDER BY first_seq DESC LIMIT ?"
+        return [float(row[0]) for row in self._rows(f"SELECT peak FROM {where}", section, feature, limit)]
+
     def peaks(self, section: int, feature: int) -> list[Peak]:
         """A feature's strongest windows, strongest first."""
         where = "peaks WHERE section_id = ? AND feature = ? ORDER BY value DESC, seq"
@@ -301,11 +306,11 @@ class Reader:
         rows = self._rows("SELECT DISTINCT name FROM scalars WHERE boot = ? ORDER BY name", boot)
         return [str(row[0]) for row in rows]
 
-    def interventions(self, boot: str) -> list[InterventionRow]:
-        """What was done to the agent in a boot, in order; of older databases nothing."""
+    def interventions(self, boot: str, limit: int = 1_000_000) -> list[InterventionRow]:
+        """The last that was done to the agent in a boot, in order; of older databases nothing."""
         if not self._table("interventions"):
             return []
-        return self._select(InterventionRow, "interventions WHERE boot = ? ORDER BY number", boot)
+        return self._select(InterventionRow, "interventions WHERE boot = ? ORDER BY number DESC LIMIT ?", boot, limit)[::-1]
 
     def effects(self, boot: str, number: int, limit: int = 10_000) -> list[EffectRow]:
         """The last measured effects of an intervention, oldest first."""
@@ -328,6 +333,10 @@ class Reader:
             return []
         where = "prompts WHERE (? IS NULL OR boot = ?) AND prompt > ? ORDER BY boot, prompt LIMIT ?"
         return self._select(PromptRow, where, boot, boot, after, limit)
+
+    def pairs(self, boot: str) -> list[PairRow]:
+        """Texts that were asked for with and without an intervention, oldest first; of older databases none."""
+        return self._select(PairRow, "pairs WHERE boot = ? ORDER BY prompt", boot) if self._table("pairs") else []
 
     def tokens(self, boot: str, first_seq: int, next_seq: int) -> list[TokenRow]:
         """Tokens among frames [first_seq, next_seq), in order of frames."""

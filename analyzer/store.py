@@ -29,7 +29,8 @@ MIGRATIONS: Final[tuple[str, ...]] = tuple(
     files(__package__).joinpath(name).read_text(encoding="utf-8")
     for name in (
         "schema.sql", "scalars.sql", "clips.sql", "attributions.sql", "interventions.sql", "prompts.sql", "outcomes.sql", "notes.sql",
-    )  # fmt: skip
+        "pairs.sql",
+    )
 )
 """Script n brings a database of `user_version` n to n + 1."""
 _COUNTED: Final = ("batches", "sections", "events", "drift", "correlation_snapshots")

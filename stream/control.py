@@ -41,7 +41,7 @@ MAX_DIRECTION: Final = 6_144
 MAX_AHEAD_S: Final = 30.0
 """How far ahead a deadline may lie, so that ids need not be remembered for longer."""
 USER: Final = b"interlatent-live"
-OPERATIONS: Final = ("hello", "steer", "renew", "release", "release_all", "list")
+OPERATIONS: Final = ("hello", "steer", "renew", "release", "release_all", "list", "prompt", "written", "cancel")
 REASONS: Final = (
     "malformed", "token", "late", "replayed", "rate", "not_allowed", "bad_request", "mismatch", "too_many", "handshake", "keys",
     "refused",
@@ -68,7 +68,8 @@ class Request:
         plain = {name: getattr(self, name) for name in ("op", "id", "client", "token", "deadline_ns")}
         packed: bytes = msgpack.packb({"v": VERSION, **plain, "args": dict(self.args)})
         if len(packed) > MAX_BYTES:
-            raise SteeringError(f"the request has {len(packed)} bytes, of {MAX_BYTES} at most: a smaller direction", reason="malformed")
+            what = "a shorter prompt" if self.op == "prompt" else "a smaller direction"
+            raise SteeringError(f"the request has {len(packed)} bytes, of {MAX_BYTES} at most: {what}", reason="malformed")
         return packed
 
     @classmethod
@@ -113,9 +114,9 @@ class Reply:
         return cls(id, ok, result if isinstance(result, dict) else {}, reason, message)
 
 
-def find_agent(endpoint: str, run: str | None = None, timeout_s: float = 5.0) -> Manifest:
+def find_agent(endpoint: str, run: str | None = None, timeout_s: float = 5.0, *, prompts: bool = False) -> Manifest:
     """The manifest of the agent that publishes at `endpoint`. Raises SteeringError where none is heard, or it does not
-    take requests."""
+    take requests; `prompts`: takes no prompts."""
     deadline = time.monotonic() + timeout_s
     with Subscriber(endpoint, run=run) as subscriber:
         while (left := deadline - time.monotonic()) > 0:
@@ -125,6 +126,12 @@ def find_agent(endpoint: str, run: str | None = None, timeout_s: float = 5.0) ->
                     raise SteeringError(
                         f"not allowed: the agent of run {message.run!r} was started without steering "
                         "(Tap(…, steering=il.SteeringPolicy(…)), or `interlatent-live run … --steerable`)",
+                        reason="not_allowed",
+                    )
+                if prompts and not message.control.prompts:
+                    raise SteeringError(
+                        f"not allowed: run {message.run!r} takes no prompts (`interlatent-live run lm --serve`, or a language model's loop "
+                        "over `tap.asked()` with steering=il.SteeringPolicy(prompts=8))",
                         reason="not_allowed",
                     )
                 return message
@@ -273,6 +280,19 @@ class ControlClient:
     def list(self) -> list[dict[str, Any]]:
         """What is in force."""
         return [dict(item) for item in self._ask("list", {}).get("active", [])]
+
+    def prompt(self, text: str, **args: Any) -> dict[str, Any]:
+        """Ask a language model to go on with `text`: max_new_tokens, labels, steer (a list of what `steer` takes), both, chat, seed,
+        temperature. Its id as `prompt`, that of the pair, and how many are `ahead`; ask `written` for what comes."""
+        return self._ask("prompt", {"text": text} | {k: v for k, v in args.items() if v is not None})
+
+    def written(self, prompt: str, after: Sequence[int] = ()) -> dict[str, Any]:
+        """How far a prompt is: `state`, and for each of its texts (`arms`) the tokens after the first `after`."""
+        return self._ask("written", {"prompt": prompt, "after": list(after)})
+
+    def cancel(self, prompt: str) -> None:
+        """Have it written no further."""
+        self._ask("cancel", {"prompt": prompt})
 
     def _ask(self, op: str, args: Mapping[str, Any], deadline_ns: int | None = None) -> dict[str, Any]:
         if deadline_ns is None:

@@ -83,6 +83,8 @@ class ControlSpec:
     """File on the agent's host, mode 0600, that holds the token which every request needs."""
     server_key: str = ""
     """CURVE public key (Z85) of an endpoint beyond the loopback; '' on the loopback."""
+    prompts: bool = False
+    """Whether a language model takes prompts there."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,8 @@ class Manifest:
         plain = asdict(self)
         if self.control is None:  # as it was before there was any, so that the hash is too
             del plain["control"]
+        elif not self.control.prompts:  # likewise
+            del plain["control"]["prompts"]
         return plain
 
     @classmethod
@@ -219,6 +223,7 @@ def _control(data: Any) -> ControlSpec | None:
         data.get("steerable") is True,
         str(data.get("token_file", ""))[:_MAX_TEXT],
         str(data.get("server_key", ""))[:_MAX_TEXT],
+        data.get("prompts") is True,
     )
 
 

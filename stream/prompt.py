@@ -13,7 +13,9 @@ from typing import Any, Final
 
 from interlatent_live.stream.errors import MalformedMessage
 
-__all__ = ["MAX_LABELS", "MAX_TEXT", "MAX_TOKENS", "MAX_TOKEN_BYTES", "Prompt", "Vocabulary", "checked_labels", "pieces"]
+__all__ = [
+    "MAX_LABELS", "MAX_TEXT", "MAX_TOKENS", "MAX_TOKEN_BYTES", "PLAIN", "STEERED", "Prompt", "Vocabulary", "checked_labels", "pieces",
+]  # fmt: skip
 
 MAX_TEXT: Final = 100_000
 """Characters of a prompt's text that travel; its tokens are all in the frames."""
@@ -23,6 +25,9 @@ MAX_LABEL: Final = 128
 MAX_TOKENS: Final = 2_048
 """Tokens in a message of the vocabulary."""
 MAX_TOKEN_BYTES: Final = 256
+PLAIN: Final = "plain"
+STEERED: Final = "steered"
+_MAX_PAIR: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +48,18 @@ class Prompt:
     text: str
     """What was given: as handed to the tap, else as the tokens read; at most MAX_TEXT characters."""
     labels: Mapping[str, str] = field(default_factory=dict)
+    pair: str = ""
+    """What it has in common with the text that was written of the same prompt with an intervention, or without; '' of one alone."""
+    arm: str = ""
+    """'plain' or 'steered', where it was asked for so."""
 
     def header(self) -> dict[str, Any]:
         """What travels beside the common keys."""
-        return {
+        plain = {
             "boot": self.boot, "prompt": self.prompt, "env": self.env, "episode": self.episode, "wall_ns": self.wall_ns,
             "tokens": self.tokens, "text": self.text[:MAX_TEXT], "labels": dict(self.labels),
         }  # fmt: skip
+        return plain | {name: value for name, value in (("pair", self.pair), ("arm", self.arm)) if value}
 
     @classmethod
     def read(cls, run: str, boot: str, counts: Mapping[str, int], header: Mapping[str, Any]) -> Prompt:
@@ -59,7 +69,10 @@ class Prompt:
             raise MalformedMessage(f"prompt: `text` is not text of at most {MAX_TEXT} characters")
         if not isinstance(labels, dict):
             raise MalformedMessage("prompt: `labels` is not a map")
-        return cls(run, boot, text=text, labels=checked_labels(labels), **counts)
+        pair, arm = header.get("pair", ""), header.get("arm", "")
+        if not all(isinstance(value, str) and len(value) <= _MAX_PAIR and (not value or value.isprintable()) for value in (pair, arm)):
+            raise MalformedMessage(f"prompt: `pair` and `arm` are text of at most {_MAX_PAIR} printable characters")
+        return cls(run, boot, text=text, labels=checked_labels(labels), pair=pair, arm=arm, **counts)
 
 
 @dataclass(frozen=True, slots=True)

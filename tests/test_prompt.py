@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import msgpack
@@ -23,7 +24,10 @@ PROMPT = Prompt("agent", "b0", 3, 1, 2, 1_764_000_000_000_000_000, 5, "the cat â
 WORDS = Vocabulary("agent", "b0", 1_764_000_000_000_000_001, (7, 9), (b" cat", b"\xe2\x80"))
 
 
-@pytest.mark.parametrize("message", [PROMPT, WORDS])
+PAIRED = replace(PROMPT, pair="7f3a09c2", arm="steered")
+
+
+@pytest.mark.parametrize("message", [PROMPT, WORDS, PAIRED])
 def test_there_and_back(message: Prompt | Vocabulary) -> None:
     assert decode(encode(message)) == message
 
@@ -41,6 +45,7 @@ def test_any_text_travels(number: int, text: str, labels: dict[str, str]) -> Non
     ("kind", "change"),
     [
         ("prompt", {"text": 3}), ("prompt", {"labels": [1]}), ("prompt", {"labels": {"a": ""}}), ("prompt", {"prompt": -1}),
+        ("prompt", {"pair": 3}), ("prompt", {"arm": "x" * 65}), ("prompt", {"pair": "a\nb"}),
         ("prompt", {"labels": {"a`": "b"}}), ("vocabulary", {"tokens": [1]}), ("vocabulary", {"tokens": [-1, 2]}),
         ("vocabulary", {"texts": ["a", "b"]}), ("vocabulary", {"texts": [b"a" * 300, b""]}), ("vocabulary", {"tokens": [], "texts": []}),
     ],
