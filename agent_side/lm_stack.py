@@ -208,6 +208,10 @@ class TokenStacker(Stacker):
         }
         if any(one.applied for one in passes):
             table["intervention"] = acting([one.applied for one in passes], rows).reshape(len(passes), rows, -1)[at[column], row]
+        read = passes[0].of.asked.read
+        if read is not None and passes[0].of.first == 0 and (row == 0).any():
+            mine = row == 0
+            read(int(state.prompt[0]), table["token"][mine].tolist(), values[mine, 0].tolist(), table["generated"][mine].tolist())
         self._tell(np.concatenate([table["token"], table["next_tokens"].reshape(-1)]))
         yield from self._batches(table, activations, present, hollow[column])
 
@@ -244,7 +248,7 @@ class TokenStacker(Stacker):
                 text = text.removeprefix(" ")  # tokenizers of words and of pieces put one before the first
             prompt = Prompt(
                 self._base.run, self._base.boot, self._prompts + env, env, int(episodes[env]), time.time_ns(), len(given), text[:MAX_TEXT],
-                one.of.asked.label(number),
+                one.of.asked.label(number), one.of.asked.pair, one.of.asked.arm,
             )  # fmt: skip
             self._news.append(prompt)
             self._recent.append(prompt)
