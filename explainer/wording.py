@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -114,12 +114,25 @@ class Wording:
 
     def describe(self, predicate: Predicate) -> str:
         """The whole predicate in words, with units."""
-        inner, outer = (" and ", ", or ") if predicate.join == "or" else (" or ", ", and ")
-        parts = [inner.join(self.clause(c) for c in group) for group in predicate.groups]
-        if predicate.join == "and":
-            parts = [f"either {p}" if len(g) > 1 else p for p, g in zip(parts, predicate.groups, strict=True)]
-        simple = len(parts) > 1 and all(len(g) == 1 for g in predicate.groups)
-        return " or ".join(parts) if simple else outer.join(parts)
+        if predicate.join == "or":
+            parts = [" and ".join(map(self._piece, _pieces(group))) for group in predicate.groups]
+        else:
+            parts, left = [], _pieces([group[0] for group in predicate.groups if len(group) == 1])
+            for group in predicate.groups:
+                if len(group) > 1:
+                    parts.append("either " + " or ".join(map(self.clause, group)))
+                elif left and group[0] in left[0]:
+                    parts.append(self._piece(left.pop(0)))
+        simple = len(parts) > 1 and predicate.join == "or" and all(len(g) == 1 for g in predicate.groups)
+        return (" or " if simple else ", or " if predicate.join == "or" else ", and ").join(parts)
+
+    def _piece(self, piece: tuple[Clause, ...]) -> str:
+        if len(piece) == 1:
+            return self.clause(piece[0])
+        low, high = piece
+        then = f" {self._steps(low.lag)} ago" if low.lag else ""
+        bound = self._quantity(low.metric, low.number).split(" ")[0]
+        return f"{self._spoken(low.metric)}{then} between {bound} and {self._quantity(high.metric, high.number)}"
 
     def clause(self, clause: Clause) -> str:
         """One clause in words."""
@@ -141,38 +154,45 @@ class Wording:
 
     def label(self, predicate: Predicate) -> str:
         """At most six words: as many clauses as fit, those of the first alternative where there are several."""
-        any_of = len(predicate.groups) > 1 and all(len(g) == 1 for g in predicate.groups)
-        parts: list[str] = []
-        words = 0
-        for clause in predicate.clauses if any_of else next(iter(predicate.alternatives())):
-            short = self._short(clause)
-            cost = len(short.split()) + (any_of and bool(parts))  # 'or' is a word too
-            if words + cost <= LABEL_WORDS and short not in parts:
-                parts.append(short)
-                words += cost
-        if not parts:
-            parts = [" ".join(self._spoken(predicate.clauses[0].metric).split()[:LABEL_WORDS])]
-        return (" or " if any_of else ", ").join(parts)
+        if len(predicate.groups) > 1 and all(len(g) == 1 for g in predicate.groups) and predicate.join == "or":
+            label = _fitting([self._short(clause) for clause in predicate.clauses], " or ")
+        else:
+            label = _fitting(self._called(next(iter(predicate.alternatives())), 0), ", ")
+        return label or " ".join(self._spoken(predicate.clauses[0].metric).split()[:LABEL_WORDS])
 
     def distinct(self, predicate: Predicate, taken: Set[str]) -> str:
-        """A label that is not among `taken`: thresholds are named where that tells it from others, else it is numbered."""
-        label = self.label(predicate)[:80].strip()
-        if label not in taken:
-            return label
-        first = next(iter(predicate.alternatives()))
-        for precise in (1, 2, 3, 4):
-            parts: list[str] = []
-            for i, clause in enumerate(first):
-                part = self._precise(clause) if i < precise else self._short(clause)
-                if sum(len(p.split()) for p in parts) + len(part.split()) <= LABEL_WORDS:
-                    parts.append(part)
-            exact = ", ".join(parts)[:80].strip()
-            if exact and exact not in taken:
-                return exact
-        stem = " ".join(label.split()[: LABEL_WORDS - 1])[:72].strip(" ,")
+        """A label that is not among `taken`: with thresholds or another clause where that tells it from others, else with a number."""
+        first, *others = predicate.alternatives()
+        for label in (self.label(predicate), *self._candidates(first, others)):
+            if label and label[:80].strip() not in taken:
+                return label[:80].strip()
+        stem = " ".join(self._called(first, 0)[0].split()[: LABEL_WORDS - 1])[:72].strip(" ,")
         return next(f"{stem} {n}" for n in range(2, len(taken) + 3) if f"{stem} {n}" not in taken)
 
-    def _precise(self, clause: Clause) -> str:
+    def _candidates(self, first: Sequence[Clause], others: Sequence[Sequence[Clause]]) -> Iterator[str]:
+        """Other labels that are true of a predicate, the best first."""
+        count = len(_pieces(first))
+        for digits in (2, 3):
+            yield from (_fitting(self._called(first, precise, digits), ", ") for precise in range(1, count + 1))
+            for other in others:
+                either = (_fitting([self._called(first, 0)[0], self._called(other, precise, digits)[0]], " or ") for precise in (1, 0))
+                yield from (label for label in either if " or " in label)
+            for lead in range(1, count):  # another clause first
+                pieces = self._called(first, count, digits)
+                yield _fitting([pieces[lead], self._called(first, 0)[0], *pieces[1:lead], *pieces[lead + 1 :]], ", ")
+
+    def _called(self, clauses: Sequence[Clause], precise: int, digits: int = 2) -> list[str]:
+        """Each piece of a conjunction in a few words, the first `precise` of them with thresholds of so many digits."""
+        return [
+            self._band(piece, digits) if len(piece) == 2 else self._precise(piece[0], digits) if i < precise else self._short(piece[0])
+            for i, piece in enumerate(_pieces(clauses))
+        ]
+
+    def _band(self, piece: tuple[Clause, ...], digits: int) -> str:
+        low, high = (print_number(_significant(clause.number, digits)) for clause in piece)
+        return f"{self._spoken(piece[0].metric)} {low} to {high}"
+
+    def _precise(self, clause: Clause, digits: int) -> str:
         """With its threshold, without a unit."""
         if clause.texts:
             shown = f"{'' if clause.positive else 'not '}{_text(clause, _TOLD)}"
@@ -180,7 +200,7 @@ class Wording:
         if clause.comparison in ("==", "!=") or self._state(clause) is not None:
             return self._short(clause)
         name, value, rising = self._spoken(clause.metric), clause.number, clause.comparison in _RISING
-        number = print_number(_significant(abs(value) if clause.change else value, 2))
+        number = print_number(_significant(abs(value) if clause.change else value, digits))
         if clause.change:
             return f"{name} {'rises' if rising else 'falls'} by {number}" if (value >= 0) == rising else self._short(clause)
         return f"{name} {'above' if rising else 'below'} {number}"
@@ -208,6 +228,8 @@ class Wording:
         percentiles = self.quantiles.get(clause.metric)
         if percentiles is None:
             return f"{name} {'above' if rising else 'below'} {print_number(_significant(value, 2))}"
+        if value == 0 and percentiles[0] == 0 and sign in (">", "<="):
+            return f"{name} not zero" if rising else f"zero {name}"
         rank = float(np.searchsorted(percentiles, value)) / 100
         beyond = rank if rising else 1 - rank
         high, low = ("high", "low") if rising else ("low", "high")
@@ -267,6 +289,31 @@ class Wording:
             unit = scaled[3] or ""
             value = _significant(value, 2)
         return f"{print_number(value)} {_clean(unit) if unit else ''}".rstrip()
+
+
+def _pieces(clauses: Sequence[Clause]) -> list[tuple[Clause, ...]]:
+    """Clauses that must all hold, one by one, but for two that leave a band of one number: these together, the lower bound first."""
+    pieces: list[tuple[Clause, ...]] = []
+    for clause in clauses:
+        for i, piece in enumerate(pieces):
+            low, high = (clause, piece[0]) if clause.comparison in _RISING else (piece[0], clause)
+            bounds = low.comparison in _RISING and high.comparison in ("<", "<=") and not clause.change
+            if len(piece) == 1 and clause.quantity == piece[0].quantity and bounds and low.number < high.number:
+                pieces[i] = (low, high)
+                break
+        else:
+            pieces.append((clause,))
+    return pieces
+
+
+def _fitting(parts: Sequence[str], between: str) -> str:
+    """As many parts as a label has words for, none twice."""
+    chosen: list[str] = []
+    for part in parts:
+        words = sum(len(p.split()) for p in chosen) + len(part.split()) + (len(chosen) if between.strip().isalpha() else 0)
+        if words <= LABEL_WORDS and part not in chosen:
+            chosen.append(part)
+    return between.join(chosen)
 
 
 def _clean(text: str) -> str:

@@ -12,7 +12,7 @@ def wording(step_period_s: float | None = None) -> Wording:
     n = 1000
     ramp = np.linspace(-1, 1, n)
     numbers = {"pole_angle": ramp, "forward_velocity": ramp, "knee_position": ramp, "heel_contact": np.arange(n) % 2,
-               "right_foot_contact": np.arange(n) % 2, "obs[3]": ramp, "left shoulder <b>joint</b>": ramp}
+               "right_foot_contact": np.arange(n) % 2, "obs[3]": ramp, "score": np.maximum(0, ramp), "left shoulder <b>joint</b>": ramp}
     table = Table(numbers, labels={"topic": Labels.of(["physics", "<i>"] * 500)},
                   units={"pole_angle": "rad", "forward_velocity": "10/3 m/s"})
     return Wording.of(table, np.ones(n, bool), list(numbers), step_period_s=step_period_s)
@@ -51,6 +51,12 @@ def wording(step_period_s: float | None = None) -> Wording:
          "pole angle above 0 rad and obs 3 above 0, or heel contact"),
         ("(pole_angle > 0 or obs[3] > 0) and heel_contact > 0",
          "either pole angle above 0 rad or obs 3 above 0, and heel contact"),
+        ("pole_angle > 0.1 and heel_contact > 0 and pole_angle <= 0.4", "pole angle between 0.1 and 0.4 rad and heel contact"),
+        ("forward_velocity < 0.9 and forward_velocity >= -0.3", "forward velocity between -1 and 3 m/s"),
+        ("(pole_angle > 0 or obs[3] > 0) and knee_position > 0.1 and knee_position <= 0.2",
+         "either pole angle above 0 rad or obs 3 above 0, and knee position between 0.1 and 0.2"),
+        ("pole_angle > 0.4 or pole_angle < 0.6", "pole angle above 0.4 rad or pole angle below 0.6 rad"),
+        ("pole_angle > 0.1 and pole_angle > 0.2", "pole angle above 0.1 rad and pole angle above 0.2 rad"),
     ],
 )
 def test_predicates_in_words(text: str, words: str) -> None:
@@ -82,12 +88,34 @@ def test_lags_in_seconds_where_a_step_has_a_length() -> None:
         ("heel_contact < 1 or topic == physics", "no heel contact"),
         ("heel_contact > 0.5 or right_foot_contact < 1", "heel contact or right foot lifted"),
         ("knee_position > 0 and right_foot_contact > 0 or obs[3] > 0", "high knee position, right foot down"),
+        ("knee_position > 0.12 and knee_position <= 0.345", "knee position 0.12 to 0.34"),
+        ("score <= 0", "zero score"),
+        ("score > 0 and knee_position > 0", "score not zero, high knee position"),
     ],
 )
 def test_labels(text: str, label: str) -> None:
     got = wording().label(parse(text))
     assert got == label
     assert len(got.split()) <= LABEL_WORDS
+
+
+def test_labels_that_tell_one_from_another() -> None:
+    words, taken = wording(), set[str]()
+    for text, label in (
+        ("knee_position > 0.5 and pole_angle > 0.9", "high knee position, pole leans right"),
+        ("knee_position > 0.5 and pole_angle > 0.8", "knee position above 0.5"),
+        ("knee_position > 0.5 and pole_angle > 0.7 and score > 0", "pole angle above 0.7"),
+        ("knee_position > 0.5 and pole_angle > 0.7 or score <= 0", "high knee position or zero score"),
+        ("knee_position > 0.503 and pole_angle > 0.703", "knee position above 0.503"),
+        ("knee_position > 0.503 and pole_angle > 0.703 and score > 0.2", "knee position above 0.5, high score"),
+        ("knee_position > 0.503 and pole_angle > 0.703", "pole angle above 0.703"),
+        ("knee_position > 0.503 and pole_angle > 0.703", "high knee position 2"),
+    ):
+        found = words.distinct(parse(text), taken)
+        assert found not in taken
+        assert len(found.split()) <= LABEL_WORDS
+        assert found == label
+        taken.add(found)
 
 
 def test_a_name_of_many_words_is_cut_to_a_label() -> None:
