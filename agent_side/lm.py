@@ -115,6 +115,7 @@ class LanguageTap(Tap):
         self._kept_prompt = -1
         self._late = 0
         self._asking: Asking | None = None
+        self._shaped = False
 
     def open(self) -> None:
         """As `Tap.open`."""
@@ -157,16 +158,33 @@ class LanguageTap(Tap):
                 asked.answer(model.generate(**asked.inputs, **asked.options))
 
         Labels, seed and interventions hold until the loop goes on. Ends where none comes for `timeout_s` seconds (None: never),
-        or the tap is closed. Raises SteeringError unless the tap has `steering=il.SteeringPolicy(prompts=8)`, or so.
+        or the tap is closed. Where nothing was read yet, one token runs through the model and is not kept: only then can the
+        tap tell what it has, and others find it. Raises SteeringError unless the tap has `steering=il.SteeringPolicy(prompts=8)`, or so.
         """
         asking, steering = self._asking, self._passes.steering
         if asking is None or steering is None:
             what = "give the tap steering=il.SteeringPolicy(prompts=8), and open it"
             raise SteeringError(f"no prompts are taken: {what}", reason="not_allowed")
+        self._learn_shapes()
         from interlatent_live.agent_side.lm_asked import generations
 
         while (wanted := asking.take(timeout_s, steering.adopt)) is not None:
             yield from generations(wanted, self.model, self._text, self._context, steering, self._within, lambda: asking.closed)
+
+    def _learn_shapes(self) -> None:
+        """Run a token through the model where hooks have seen nothing yet."""
+        if self._shaped or any(self._capture.layouts) or self._closing:
+            return
+        import torch
+
+        self._passes.learning = True
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                self.model(input_ids=torch.zeros((1, 1), dtype=torch.int64, device=next(self.model.parameters()).device))
+        finally:
+            self._passes.learning = False
+            self._slots[:] = self._nothing
+        self._shaped = True
 
     @property
     def waiting(self) -> int:
@@ -251,6 +269,8 @@ class LanguageTap(Tap):
             passes.append(one)
         if passes and isinstance(self._stacker, TokenStacker):
             yield from self._stacker.passes(passes)
+        elif self._shaped and isinstance(self._stacker, TokenStacker) and self._stacker.stacked is None:
+            self._stacker.learn_points()
         self._steps = self._passes.steps
         self._tell()
 

@@ -141,6 +141,8 @@ class Passes:
         self.failures = 0
         self.overheads: deque[int] = deque(maxlen=1024)
         self.steering: TokenSteering | None = None
+        self.learning = False
+        """Whether a pass runs that only shows what passes where."""
         self._model: Any = getattr(model, "_orig_mod", model)  # torch.compile puts the user's module one level down
         self._capture, self._say = capture, say
         self._limit, self._prompts = queue_bytes, prompts
@@ -206,6 +208,9 @@ class Passes:
         began = perf_counter_ns()
         self._current, capture.tokens = None, 0
         if capture.resting:
+            return
+        if self.learning:
+            capture.batch = capture.tokens = 1
             return
         given = {**dict(zip(self._names, args, strict=False)), **kwargs} if args else kwargs
         ids = given.get("input_ids")

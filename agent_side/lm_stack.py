@@ -135,13 +135,14 @@ class TokenStacker(Stacker):
                 yield from self._stacked_rows(together)
 
     def _stacked_rows(self, passes: list[Pass]) -> Iterator[FrameBatch]:
-        self._learn_points()
+        self.learn_points()
         try:
             yield from self._rows(passes)
         except (ValueError, TypeError, RuntimeError, IndexError, KeyError) as error:
             self._complain(f"a pass could not be read ({type(error).__name__}: {error})")
 
-    def _learn_points(self) -> None:
+    def learn_points(self) -> None:
+        """Note what passes at the tap points, as far as hooks have seen it."""
         layouts = tuple(self._capture.layouts)
         if self.stacked is None or layouts != self._known:
             self._known = layouts

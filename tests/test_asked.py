@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,9 +15,11 @@ from tests.steering_samples import quiet
 from tests.tap_samples import mlp
 from tests.test_lm_steering import acted, units
 from tests.tiny_lm import Rows, model, tokenizer
+from typer.testing import CliRunner
 
 import interlatent_live as il
 from interlatent_live.agent_side.asking import MAX_TEXT
+from interlatent_live.cli import app
 from interlatent_live.stream.control import ControlClient
 from interlatent_live.stream.errors import SteeringError, TapError
 from interlatent_live.stream.manifest import ControlSpec, Manifest
@@ -224,6 +227,32 @@ def test_the_loop_ends_when_nobody_asks_or_the_tap_closes() -> None:
             assert whole(asking, left)["message"] == "the agent's loop left off"
             assert tap.waiting == 0
     assert list(tap.asked()) == []
+
+
+def command(tap: il.Tap, *words: str) -> Any:
+    return CliRunner().invoke(app, ["ask", *words, "--connect", str(tap.endpoint), "--run", tap.run])
+
+
+def test_the_command_asks_and_prints_side_by_side() -> None:
+    tap = tapped(endpoint="tcp://127.0.0.1:*")
+    with Writer(tap):
+        plain = command(tap, "the cat sat on", "--max-new-tokens", "5", "--label", "topic=pets")
+        both = command(tap, "the cat sat on", "--max-new-tokens", "8", "--feature", "5", "--clamp", "9", "--both")
+        data = command(tap, "the cat sat on", "--max-new-tokens", "8", "--feature", "5", "--clamp", "9", "--both", "--json")
+        empty = command(tap, "", "--json")
+        for words in (["--both"], ["--feature", "3"], ["--scale", "0"], ["--feature", "3", "--scale", "0", "--ablate"]):
+            assert command(tap, "the cat", *words).exit_code == 2
+    assert plain.exit_code == 0, plain.output
+    assert plain.output.strip().startswith("the cat sat on")
+    assert plain.output.rstrip().endswith("soup"), "the last token, which was never read, too"
+    assert all(word in both.output for word in ("plain", "steered"))
+    told = json.loads(data.stdout)
+    first, second = told["texts"]
+    assert (first["arm"], second["arm"], told["state"]) == ("plain", "steered", "done")
+    at = told["differs"]
+    assert [t[0] for t in first["tokens"][:at]] == [t[0] for t in second["tokens"][:at]]
+    assert first["tokens"][at][0] != second["tokens"][at][0]
+    assert "the prompt is empty" in str(empty.exception)
 
 
 def test_a_manifest_tells_whether_prompts_are_taken() -> None:

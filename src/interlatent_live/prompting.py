@@ -3,6 +3,7 @@
 1. Prompts are read and tokenised before anything runs, so that what is wrong with one of them is told at once, by its line.
 2. Each is continued by sampling or greedily, alone or in batches padded on the left; its labels go with it.
 3. Ctrl-C and the time limit end a generation between two tokens; what was read until then is kept.
+4. What other processes ask for (`serve`) is written between two texts; of a demo, which repeats its own, at once.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from interlatent_live.stream.prompt import MAX_TEXT, checked_labels
 if TYPE_CHECKING:
     from interlatent_live.agent_side.tap import Tap
 
-__all__ = ["POINTS", "SHIPPED", "Given", "Loaded", "Written", "load", "make_tap", "read_prompts", "tokenised", "write"]
+__all__ = ["POINTS", "SHIPPED", "Given", "Loaded", "Written", "load", "make_tap", "read_prompts", "serve", "tokenised", "write"]
 
 SHIPPED: Final = Path(__file__).parent / "examples" / "prompts.jsonl"
 """48 beginnings of sentences about four topics, labelled."""
@@ -157,10 +158,12 @@ def write(
     seconds: float | None = None,
     stop: Callable[[], bool] = lambda: False,
     done: Callable[[int, int], object] = lambda prompts, tokens: None,
+    serves: bool = False,
 ) -> Written:
     """Have the model go on with each prompt. `done(prompts, tokens)` is told after each batch how far things are.
 
-    `temperature` 0 takes the likeliest token; `repeat`: begin again at the end, until `seconds` or `stop()`.
+    `temperature` 0 takes the likeliest token; `repeat`: begin again at the end, until `seconds` or `stop()`. `serves`: write
+    what others ask for in between, and where nothing is repeated stay for it afterwards.
     """
     import torch
     from transformers import StoppingCriteria, StoppingCriteriaList
@@ -172,7 +175,8 @@ def write(
 
     class Ending(StoppingCriteria):
         def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
-            return torch.full((input_ids.shape[0],), over(), device=input_ids.device, dtype=torch.bool)
+            ends = over() or (repeat and tap.waiting > 0)  # it comes again: whoever asks is not kept waiting
+            return torch.full((input_ids.shape[0],), ends, device=input_ids.device, dtype=torch.bool)
 
     torch.manual_seed(seed)
     pad = loaded.tokenizer.pad_token_id
@@ -196,9 +200,20 @@ def write(
             finished += len(some)
             tokens += (out.shape[1] - width) * len(some)
             done(finished, tokens)
+            if serves:
+                serve(loaded, tap, 0.0)
+                torch.manual_seed(seed + finished)  # whoever asked brought a seed of his own
         if not repeat:
             break
+    while serves and not over():
+        serve(loaded, tap, 0.2)
     return Written(finished, tokens, time.monotonic() - began)
+
+
+def serve(loaded: Loaded, tap: Tap, timeout_s: float) -> None:
+    """Write what other processes ask for, until nobody asks for `timeout_s` seconds."""
+    for asked in tap.asked(timeout_s):
+        asked.answer(loaded.model.generate(**asked.inputs, **asked.options))
 
 
 def _lines(raw: bytes, path: Path) -> list[str]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import typer
 
 from .output import err, plain, print_result
 
 __all__ = ["labels_of", "run_language_model"]
+
+PROMPTS: Final = 8
+"""Prompts of other processes that may wait."""
 
 
 def run_language_model(
@@ -31,6 +34,7 @@ def run_language_model(
     seconds: float | None,
     seed: int,
     steerable: bool,
+    serve: bool,
     as_json: bool,
 ) -> None:
     """Run a language model over prompts with a tap in it."""
@@ -41,6 +45,8 @@ def run_language_model(
     for name, value, least in (("--max-new-tokens", max_new_tokens, 1), ("--batch", batch, 1), ("--temperature", temperature, 0)):
         if not value >= least:
             raise typer.BadParameter(f"{name} is {value}; at least {least} is needed")
+    if serve and batch > 1:
+        raise typer.BadParameter("--serve answers one prompt at a time; leave --batch out")
     if prompts is not None and prompt:
         raise typer.BadParameter("give either --prompts FILE or --prompt TEXT")
     stop = Stop()
@@ -54,21 +60,23 @@ def run_language_model(
     loaded = load(model, say=say)
     ids = tokenised(loaded, found, chat=chat)
     options: dict[str, Any] = {}
-    if steerable:
-        from interlatent_live.agent_side.policy import SteeringPolicy
+    if steerable or serve:
+        from interlatent_live import SteeringPolicy
 
-        options["steering"] = SteeringPolicy()
+        options["steering"] = SteeringPolicy(prompts=PROMPTS if serve else 0)
     tap = make_tap(loaded, points, run="lm", record=record, endpoint=bind, **options)
     with tap, _Bar(len(found), hidden=as_json or repeat) as bar:
         if not as_json:
             say(f"{loaded.name} publishes on {tap.endpoint}; `interlatent-live watch {tap.endpoint}` shows it")
+            if serve:
+                say(f'it takes prompts: `interlatent-live ask "The engine" --connect {tap.endpoint}`; Ctrl-C ends it')
         if wait and not rollout.wait_for_subscriber(tap, wait, stop):
             if stop():
                 return
             say(f"nobody subscribed within {wait:g} s; starting all the same")
         done = write(
             loaded, tap, found, ids, max_new_tokens=max_new_tokens, batch=batch, temperature=temperature, seed=seed, repeat=repeat,
-            seconds=seconds, stop=stop, done=bar,
+            seconds=seconds, stop=stop, done=bar, serves=serve,
         )  # fmt: skip
     print_result(
         {

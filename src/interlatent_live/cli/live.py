@@ -108,6 +108,7 @@ def run(
     chat: Annotated[bool, typer.Option("--chat", help="lm: each prompt as a user's turn, in the model's chat template.")] = False,
     repeat: Annotated[bool, typer.Option("--repeat", help="lm: begin again after the last prompt.")] = False,
     steerable: Annotated[bool, typer.Option("--steerable", help="Let `interlatent-live steer` change its features.")] = False,
+    serve: Annotated[bool, typer.Option("--serve", help="lm: take prompts of other processes (`ask`) as well, and stay.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a reference agent, or a language model (`lm`), with a tap in it.
@@ -121,9 +122,11 @@ def run(
         run_language_model(
             model=model, prompts=prompts, prompt=prompt or (), label=label or (), points=at or (), max_new_tokens=max_new_tokens,
             batch=batch, temperature=temperature, chat=chat, repeat=repeat, bind=bind, record=record, wait=wait, seconds=seconds, seed=seed,
-            steerable=steerable, as_json=as_json,
+            steerable=steerable, serve=serve, as_json=as_json,
         )  # fmt: skip
         return
+    if serve:
+        raise typer.BadParameter("--serve is for a language model (`run lm`)")
     from interlatent_live.agent_side import rollout
     from interlatent_live.agent_side.agents import agent_named
     from interlatent_live.launch import Stop

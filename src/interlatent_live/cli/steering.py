@@ -18,7 +18,7 @@ from .output import err, plain, print_line, print_result, print_table
 if TYPE_CHECKING:
     from interlatent_live.stream.control import ControlClient
 
-__all__: list[str] = []
+__all__ = ["Connect", "Keys", "RunName", "Token", "client_of"]
 
 steer = typer.Typer(help="Change a feature of a running agent, for a while.", rich_markup_mode="markdown", invoke_without_command=True)
 keys = typer.Typer(help="CURVE keys, for steering from another machine.", no_args_is_help=True, rich_markup_mode="markdown")
@@ -31,11 +31,12 @@ Token = Annotated[Path | None, typer.Option(help="File of the token; default: th
 Keys = Annotated[Path | None, typer.Option(help="Folder of CURVE keys; default: below ~/.config.")]
 
 
-def _client(connect: str, run: str | None, token: Path | None, folder: Path | None) -> ControlClient:
+def client_of(connect: str, run: str | None, token: Path | None, folder: Path | None, *, prompts: bool = False) -> ControlClient:
+    """A connection to the agent that publishes at `connect`. Raises SteeringError."""
     from interlatent_live.stream.control import ControlClient, find_agent
     from interlatent_live.stream.keys import KeyRing
 
-    manifest = find_agent(connect, run)
+    manifest = find_agent(connect, run, prompts=prompts)
     assert manifest.control is not None
     return ControlClient(manifest.control, token_file=token, keys=KeyRing(folder), heard_at=connect)
 
@@ -101,7 +102,7 @@ def _hold(connect: str, run: str | None, token: Path | None, folder: Path | None
     from interlatent_live.stream.errors import SteeringError
 
     stop = Stop()
-    with _client(connect, run, token, folder) as client:
+    with client_of(connect, run, token, folder) as client:
         pause = float(client.hello()["lease_s"]) / 5
         started = client.steer(**asked)
         id, seen, lost = str(started["id"]), None, 0
@@ -144,7 +145,7 @@ def list_(
 
     Example: `interlatent-live steer list`
     """
-    with _client(connect, run_name, token, keys_folder) as client:
+    with client_of(connect, run_name, token, keys_folder) as client:
         active = client.list()
     shown = ("id", "author", "operation", "strength", "feature", "dictionary", "condition", "shadow", "left_s", "effect", "reason")
     print_table(active, as_json, None if as_json or not active else shown)
@@ -166,7 +167,7 @@ def release(
     """
     if (id is None) != everything:
         raise typer.BadParameter("give an id, or --all")
-    with _client(connect, run_name, token, keys_folder) as client:
+    with client_of(connect, run_name, token, keys_folder) as client:
         released = client.release_all() if id is None else client.release(id)
     print_result({"released": released}, as_json)
 
