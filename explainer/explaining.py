@@ -6,7 +6,9 @@
 3. A proposal (from rules, a language model or a user) is scored on held-out episodes. It becomes a version where there
    is none, or where the paired difference to the current one lies above 0 with its interval; else it is an attempt with
    a reason. A user's is never replaced by another's.
-4. `check` scores every current explanation on the newest frames that it was not made from: the live score. Where
+4. A language model's sentence about text without a predicate becomes a version by how well a judge tells pieces of held-out text
+   apart with it (`judged`): where there is none, or where it does better on the same pieces than the rule that stands.
+5. `check` scores every current explanation on the newest frames that it was not made from: the live score. Where
    weights, policy or distribution have changed since and the live score is not established, it is stale and says why.
 """
 
@@ -16,16 +18,18 @@ import hashlib
 import json
 import math
 import time
+import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
 from interlatent_live.analyzer.writes import Writes
+from interlatent_live.explainer.exam import KINDS, Exhibit, rival
 from interlatent_live.explainer.grammar import parse
-from interlatent_live.explainer.hypothesis import Hypothesis, from_rule
+from interlatent_live.explainer.hypothesis import Hypothesis, from_rule, said_of
 from interlatent_live.explainer.labelled import NEXT, TOKEN
 from interlatent_live.explainer.notebook import Notebook
 from interlatent_live.explainer.predicate import Predicate
@@ -62,7 +66,8 @@ class Current:
     version: int
     label: str
     description: str
-    predicate: Predicate
+    predicate: Predicate | None
+    """None for a sentence alone: its score is of kind 'detection'."""
     source: str
     made_from: str
     weights_hash: str
@@ -72,11 +77,20 @@ class Current:
     live: Score | None
     """On this stream since."""
     stale: str | None
+    judged: dict[str, Score] = field(default_factory=dict)
+    """By kind, 'detection' and 'fuzzing': what a judge made of the sentence."""
 
     @property
     def score(self) -> Score | None:
-        """The one to show: the live one once it is established."""
+        """The one to show: the live one once it is established; of a sentence alone that of detection."""
+        if self.predicate is None:
+            return self.judged.get("detection")
         return self.live if self.live is not None and established(self.live) else self.held_out
+
+    @property
+    def kind(self) -> str:
+        """What kind of score that is: 'predicate' or 'detection'."""
+        return "predicate" if self.predicate is not None else "detection"
 
     @property
     def narratable(self) -> bool:
@@ -91,9 +105,9 @@ def established(found: Score) -> bool:
     return enough and math.isfinite(found.balanced_accuracy.low)
 
 
-def askable(predicate: Predicate, table: Table) -> bool:
-    """Whether the frames have the labels that are asked for: those of earlier prompts may be gone."""
-    return all(not clause.texts or clause.metric in table.labels for clause in predicate.clauses)
+def askable(predicate: Predicate | None, table: Table) -> TypeGuard[Predicate]:
+    """Whether there is a predicate, and the frames have the labels that it asks for: those of earlier prompts may be gone."""
+    return predicate is not None and all(not clause.texts or clause.metric in table.labels for clause in predicate.clauses)
 
 
 class Explaining:
@@ -120,10 +134,10 @@ class Explaining:
             "FROM explanations WHERE dictionary_hash = ? ORDER BY feature, version"
         )
         for id, feature, version, label, description, text, source, made, weights, policy, stale in self._notebook.all(sql, self._hash):
-            scores = {basis: self._score(id, feature, basis) for basis in ("held_out", "live")}
+            scores = {basis: self._score(id, feature, basis) for basis in ("held_out", "live", *KINDS)}
             self.current[feature] = Current(
-                id, feature, version, label, description, parse(text), source, made, weights, policy,
-                scores["held_out"], scores["live"], stale,
+                id, feature, version, label, description, parse(text) if text else None, source, made, weights, policy,
+                scores["held_out"], scores["live"], stale, {kind: its for kind in KINDS if (its := scores[kind]) is not None},
             )  # fmt: skip
 
     def _score(self, id: int, feature: int, basis: str) -> Score | None:
@@ -214,7 +228,7 @@ class Explaining:
         mine = {f for f, *_ in usable}
         others = [c for c in self.current.values() if c.feature not in mine and askable(c.predicate, frames.table)]
         others = others[:: max(1, math.ceil(len(others) / _CONTROL))] if len(usable) < _CONTROL else []
-        predicates = [p for _, _, p, _ in usable] + [c.predicate for c in others]
+        predicates = [p for _, _, p, _ in usable] + [c.predicate for c in others if c.predicate is not None]
         numbers = [f for f, *_ in usable] + [c.feature for c in others]
         scores = score(predicates, numbers, frames.table, frames.held_out)
         writes = Writes()
@@ -245,6 +259,10 @@ class Explaining:
             return None
         if math.isnan(its_score.balanced_accuracy.mean):
             return "no score: held-out episodes lack a class"
+        if current is not None and current.predicate is None and current.source != "user":
+            pieces, said = self._pieces(current)
+            gain = rival(predicate.holds(frames.table), frames, pieces, said)
+            return None if gain.high < 0 else f"not better than the sentence on its pieces of text ({-gain.mean:+.3f})"
         if current is None or not askable(current.predicate, frames.table):
             return None
         if current.source == "user":
@@ -263,10 +281,9 @@ class Explaining:
         return rows[np.sort(first)[:_SPANS]]
 
     def _add(
-        self, writes: Writes, feature: int, hypothesis: Hypothesis, its_score: Score, made_from: str, weights_hash: str,
+        self, writes: Writes, feature: int, hypothesis: Hypothesis, its_score: Score | None, made_from: str, weights_hash: str,
         policy_version: int, evidence_hash: str, spans: Sequence[tuple[str, int, int]],
     ) -> Current:  # fmt: skip
-        assert hypothesis.predicate is not None
         before = self.current.get(feature)
         now = Current(
             self._notebook.new_id("explanations"), feature, before.version + 1 if before else 1, hypothesis.label, hypothesis.description,
@@ -274,11 +291,13 @@ class Explaining:
         )  # fmt: skip
         writes.insert(
             "explanations", id=now.id, dictionary_hash=self._hash, feature=feature, version=now.version, label=now.label,
-            description=now.description, predicate=str(now.predicate), clauses=len(now.predicate.clauses), source=now.source,
+            description=now.description, predicate="" if now.predicate is None else str(now.predicate),
+            clauses=0 if now.predicate is None else len(now.predicate.clauses), source=now.source,
             made_from=made_from, created_wall_ns=time.time_ns(), weights_hash=weights_hash, policy_version=policy_version,
             evidence_hash=evidence_hash, stale=None,
         )  # fmt: skip
-        self._write_score(writes, now, "held_out", its_score, policy_version)
+        if its_score is not None:
+            self._write_score(writes, now, "held_out", its_score, policy_version)
         for boot, first, end in spans:
             writes.insert("cited", boot=boot, first_seq=first, next_seq=end, kind="explanation", ref=now.id)
         self.current[feature] = now
@@ -293,8 +312,49 @@ class Explaining:
         if id % 1_000 == 0:
             writes.execute("DELETE FROM attempts WHERE id <= ?", id - 20_000)
 
+    # sentences, judged
+
+    def sentence(self, current: Current) -> Hypothesis:
+        """What a version says, without its predicate."""
+        return Hypothesis(label=current.label, description=current.description, predicate=None, source=current.source)
+
+    def other_sentence(self, feature: int) -> str | None:
+        """That of another feature, always the same one of those that there are: the control. None where there is none."""
+        mine = self.current.get(feature)
+        others = [c for f, c in sorted(self.current.items()) if f != feature and (mine is None or c.label != mine.label)]
+        return said_of(others[zlib.crc32(f"{feature}".encode()) % len(others)]) if others else None
+
+    def adopt_sentence(
+        self, frames: Frames, feature: int, hypothesis: Hypothesis, evidence_hash: str, spans: Sequence[tuple[str, int, int]]
+    ) -> Current:
+        """Make a sentence without a predicate the current explanation; who judged it has seen that it is better."""
+        writes = Writes()
+        evidence = evidence_hash or _hash(self._hash, feature, spans)
+        made = self._add(
+            writes, feature, hypothesis, None, HERE, self.subject.manifest.weights_hash, frames.policy_version, evidence, spans)
+        self._notebook.commit(writes)
+        return made
+
+    def write_judged(self, current: Current, kind: str, its: Score, chance: float, judge: str) -> None:
+        """Keep the score of a version's sentence beside that of its predicate."""
+        current.judged[kind] = its
+        writes = Writes()
+        self._write_score(writes, current, kind, its, current.policy_version)
+        writes.execute(
+            "UPDATE scores SET judge = ?, chance = ? WHERE explanation_id = ? AND basis = ?", judge, _known(chance), current.id, kind)
+        self._notebook.commit(writes)
+
+    def _pieces(self, current: Current) -> tuple[list[Exhibit], list[bool | None]]:
+        """What the current sentence was judged on, and the answers."""
+        sql = (
+            "SELECT boot, seq, text, sort, shown, said FROM exam_pieces WHERE exam_id = "
+            "(SELECT max(id) FROM exams WHERE explanation_id = ? AND kind = 'detection') ORDER BY number"
+        )
+        rows = self._notebook.all(sql, current.id)
+        return [Exhibit(*row[:5]) for row in rows], [None if row[5] is None else bool(row[5]) for row in rows]
+
     def _write_score(self, writes: Writes, of: Current, basis: str, its: Score, policy_version: int) -> None:
-        weights = of.weights_hash if basis == "held_out" else self.subject.manifest.weights_hash
+        weights = of.weights_hash if basis != "live" else self.subject.manifest.weights_hash
         writes.replace(
             "scores", explanation_id=of.id, basis=basis, scored_wall_ns=time.time_ns(), weights_hash=weights,
             policy_version=policy_version, frames=its.frames, positives=its.positives, episodes=its.episodes,
@@ -320,7 +380,8 @@ class Explaining:
             ]  # fmt: skip
             rows = newest & frames.held_out if here else newest  # what was made elsewhere has seen none of them
             if group and rows.any():
-                found = score([c.predicate for c in group], [c.feature for c in group], frames.table, rows, resamples=500)
+                predicates = [c.predicate for c in group if c.predicate is not None]
+                found = score(predicates, [c.feature for c in group], frames.table, rows, resamples=500)
                 for current, its_score in zip(group, found, strict=True):
                     current.live = its_score
                     self._write_score(writes, current, "live", its_score, frames.policy_version)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Set
-from typing import Annotated
+from typing import Annotated, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
@@ -21,7 +21,9 @@ from interlatent_live.explainer.table import Vocabulary
 from interlatent_live.explainer.wording import LABEL_WORDS, Wording
 from interlatent_live.stream.errors import HypothesisError, PredicateError, UnknownName
 
-__all__ = ["DESCRIPTION_WORDS", "LABEL_WORDS", "Hypothesis", "Proposal", "from_rule", "plain_prose", "read_proposal"]
+__all__ = [
+    "DESCRIPTION_WORDS", "LABEL_WORDS", "Hypothesis", "Proposal", "ProseProposal", "from_rule", "plain_prose", "read_proposal", "said_of",
+]
 
 DESCRIPTION_WORDS = 40
 _MARKUP = re.compile(r"<\s*[/!?A-Za-z]|\]\s*\(|https?:|javascript:|&#?\w+;|```", re.IGNORECASE)
@@ -65,6 +67,13 @@ class Proposal(BaseModel):
         return plain_prose(text, DESCRIPTION_WORDS)
 
 
+class ProseProposal(Proposal):
+    """An explanation of a feature of text, where a judge scores sentences: the predicate may be left out."""
+
+    predicate: Predicate | None = Field(  # type: ignore[assignment]
+        default=None, description="When the feature is active, as a condition that can be checked; null where only words say it.")
+
+
 class Hypothesis(BaseModel):
     """An explanation of one feature, with who made it."""
 
@@ -73,7 +82,7 @@ class Hypothesis(BaseModel):
     label: str
     description: str
     predicate: Predicate | None
-    """None only for a name that a user gave: it cannot be scored and is shown as unscored."""
+    """None for a name that a user gave, which cannot be scored, and for a language model's sentence about text, which a judge scores."""
     source: Annotated[str, StringConstraints(pattern=r"^(rules|user|llm:[^\s\x00-\x1f]{1,128})$")]
     """'rules', 'user' or 'llm:<model>'."""
 
@@ -95,15 +104,33 @@ class Hypothesis(BaseModel):
 
     @model_validator(mode="after")
     def _can_be_false(self) -> Hypothesis:
-        if self.predicate is None and self.source != "user":
-            raise ValueError("an explanation needs a predicate; only a user's name may go without")
+        if self.predicate is None and self.source == "rules":
+            raise ValueError("a rule needs a predicate; only a user's name and a language model's sentence may go without")
         return self
 
 
-def read_proposal(text: str | bytes, vocabulary: Vocabulary, *, source: str) -> Hypothesis:
-    """The hypothesis in a model's answer (JSON of `Proposal`), or a HypothesisError that says what was wrong with it."""
+class Explained(Protocol):
+    """What has a sentence."""
+
+    @property
+    def label(self) -> str:
+        """In a few words."""
+
+    @property
+    def description(self) -> str:
+        """In a sentence, or ''."""
+
+
+def said_of(explained: Explained) -> str:
+    """The sentence of an explanation, as a judge is given it."""
+    return f"{explained.label}. {explained.description}".strip()
+
+
+def read_proposal(text: str | bytes, vocabulary: Vocabulary, *, source: str, prose: bool = False) -> Hypothesis:
+    """The hypothesis in a model's answer (JSON of `Proposal`), or a HypothesisError that says what was wrong with it. `prose`: it may
+    be without a predicate, but not without a description."""
     try:
-        proposal = Proposal.model_validate_json(text)
+        proposal = (ProseProposal if prose else Proposal).model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"])
@@ -112,6 +139,10 @@ def read_proposal(text: str | bytes, vocabulary: Vocabulary, *, source: str) -> 
         if first["type"] == "missing":
             reason = "unreadable"
         raise HypothesisError(f"{place or 'the answer'}: {first['msg']}", reason=reason) from None
+    if proposal.predicate is None:
+        if not proposal.description:
+            raise HypothesisError("description: is empty, and there is no predicate", reason="prose")
+        return Hypothesis(label=proposal.label, description=proposal.description, predicate=None, source=source)
     try:
         proposal.predicate.check(vocabulary)
     except UnknownName as error:

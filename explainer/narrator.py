@@ -77,6 +77,8 @@ class Mention:
     """Fraction of all frames."""
     holds: float | None
     """Fraction of those frames of the last second in which it is active and its rule holds."""
+    kind: str = "predicate"
+    """Of the score: 'predicate' or 'detection'."""
     effect: str | None = None
     """What changing it does, where that was measured: see explainer.causes."""
 
@@ -328,7 +330,8 @@ class Narrator:
             explanation=current.id if current is not None else None, score=_known(interval.mean) if interval else None,
             low=_known(interval.low) if interval else None, high=_known(interval.high) if interval else None,
             share=float(np.nan_to_num(last[feature])), usual=_known(float(usual[feature])),
-            holds=self._holds(current, frames) if current is not None and spoken_of else None, effect=self._effects.get(feature),
+            holds=self._holds(current, frames) if current is not None and spoken_of else None,
+            kind=current.kind if current is not None else "predicate", effect=self._effects.get(feature),
         )  # fmt: skip
 
     def _holds(self, current: Current, frames: Frames) -> float | None:
@@ -368,10 +371,16 @@ def _words(mention: Mention, frames: str = "frames") -> str:
     """One feature, with its score. `frames`: what these are called."""
     usual = "" if mention.usual is None else f", usually {_percent(mention.usual)}"
     if mention.label is None:
-        why = "not explained" if mention.score is None else f"explanation scores {mention.score:.2f} only"
+        why = "not explained" if mention.score is None else f"explanation scores {_score(mention)} only"
         return f"{mention.name} active in {_percent(mention.share)} of {frames}{usual} ({why})"
     holds = "" if mention.holds is None else f", rule holds in {_percent(mention.holds)}"
-    return f"“{mention.label}” ({mention.name}, score {mention.score:.2f}; active {_percent(mention.share)}{usual}{holds})"
+    score = f"{'score ' if mention.kind == 'predicate' else ''}{_score(mention)}"
+    return f"“{mention.label}” ({mention.name}, {score}; active {_percent(mention.share)}{usual}{holds})"
+
+
+def _score(mention: Mention) -> str:
+    """With its kind, where it is not of a predicate."""
+    return f"{'' if mention.kind == 'predicate' else f'{mention.kind} '}{mention.score:.2f}"
 
 
 def _percent(share: float) -> str:

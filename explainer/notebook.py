@@ -26,9 +26,10 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     "ALTER TABLE narration ADD COLUMN wording TEXT; ALTER TABLE narration ADD COLUMN worded_by TEXT",  # a language model's, if any
     files(__package__).joinpath("watched.sql").read_text(encoding="utf-8"),
     f"{TABLES}; {MOVED}",
+    files(__package__).joinpath("exams.sql").read_text(encoding="utf-8"),
 )
 """Script n brings the explainer's tables from version n to n + 1."""
-_COUNTED: Final = ("explanations", "attempts", "narration")
+_COUNTED: Final = ("explanations", "attempts", "narration", "exams")
 
 
 class Notebook(Writer):

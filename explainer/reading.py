@@ -18,7 +18,7 @@ from interlatent_live.analyzer.queries import Reader
 from interlatent_live.explainer.notes import Name, Note
 from interlatent_live.explainer.scoring import LIVE_DENSITY, LIVE_POSITIVES
 
-__all__ = ["Attempt", "Explanation", "NarrationLine", "Pages", "ScoreRow", "WatchedFrame"]
+__all__ = ["Attempt", "Explanation", "JudgedPiece", "NarrationLine", "Pages", "ScoreRow", "WatchedFrame"]
 
 _SCORES: Final = (
     "basis, scored_wall_ns, frames, positives, episodes, balanced_accuracy, low, high, sensitivity, specificity, f1, shuffled, "
@@ -31,7 +31,7 @@ class ScoreRow:
     """How well an explanation does; None where it cannot be computed."""
 
     basis: str
-    """'live': on this stream, on frames it was not made from; 'held_out': when it was made."""
+    """'live': on this stream, on frames it was not made from; 'held_out': when it was made; a judge's: its kind."""
     scored_wall_ns: int
     frames: int
     positives: int
@@ -45,6 +45,13 @@ class ScoreRow:
     shuffled: float | None
     base_f1: float | None
     base_rate: float | None
+    kind: str = "predicate"
+    """'predicate', or 'detection' or 'fuzzing': what a judge made of the sentence; then frames are pieces of text, episodes texts, and
+    `shuffled` is what another feature's sentence reaches on the same pieces."""
+    judge: str | None = None
+    """The model that judged."""
+    chance: float | None = None
+    """What the judge's answers reach in 97.5 % of shuffles."""
 
     @property
     def established(self) -> bool:
@@ -88,7 +95,9 @@ class Explanation:
         interval = None if score is None else {"mean": score.balanced_accuracy, "low": score.low, "high": score.high}
         return {
             "feature": self.feature, "label": self.label, "description": self.description, "predicate": self.predicate,
-            "balanced_accuracy": interval, "shuffled": None if score is None else score.shuffled, "clauses": self.clauses,
+            "balanced_accuracy": interval, "kind": None if score is None else score.kind,
+            "shuffled": None if score is None else score.shuffled, "judged": [_judged(s) for s in self.scores if s.judge is not None],
+            "clauses": self.clauses,
             "source": self.source,
             "age_s": None if self.created_wall_ns is None else max(0.0, time.time() - self.created_wall_ns / 1e9),
         }  # fmt: skip
@@ -132,6 +141,22 @@ class Attempt:
     source: str
     reason: str
     detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedPiece:
+    """A piece of held-out text, and what a judge who knows only the sentence said of it."""
+
+    boot: str
+    seq: int
+    """Of its middle token."""
+    sort: str
+    """'active'; 'random' or 'near' where the feature is not active in it."""
+    shown: str
+    said: int | None
+    """1 for yes, 0 for no, None for no answer."""
+    controlled: int | None
+    """The same with another feature's sentence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +208,7 @@ class Pages(Reader):
         }
         scores: dict[int, list[ScoreRow]] = {}
         for id, *rest in self._rows(
-            f"SELECT explanation_id, {_SCORES} FROM scores WHERE explanation_id IN "
+            f"SELECT explanation_id, {self._scores()} FROM scores WHERE explanation_id IN "
             "(SELECT max(id) FROM explanations WHERE dictionary_hash = ? GROUP BY feature)", hash_,
         ):  # fmt: skip
             scores.setdefault(id, []).append(ScoreRow(*rest))
@@ -205,7 +230,7 @@ class Pages(Reader):
         )
         made = []
         for row in rows:
-            scores = [ScoreRow(*s) for s in self._rows(f"SELECT {_SCORES} FROM scores WHERE explanation_id = ?", row[0])]
+            scores = [ScoreRow(*s) for s in self._rows(f"SELECT {self._scores()} FROM scores WHERE explanation_id = ?", row[0])]
             made.append(_explanation(feature, row, scores, None, None, False))
         return made
 
@@ -244,6 +269,22 @@ class Pages(Reader):
             "ORDER BY seq DESC LIMIT ?", boot, env, limit,
         )  # fmt: skip
         return [WatchedFrame(*row) for row in rows][::-1]
+
+    def judged_pieces(self, explanation: int, kind: str) -> list[JudgedPiece]:
+        """The pieces of text that a sentence was judged on, in the order of the exam."""
+        if not self._table("exam_pieces"):
+            return []
+        rows = self._rows(
+            "SELECT boot, seq, sort, shown, said, controlled FROM exam_pieces WHERE exam_id = "
+            "(SELECT max(id) FROM exams WHERE explanation_id = ? AND kind = ? AND ended_wall_ns IS NOT NULL) ORDER BY number",
+            explanation, kind,
+        )  # fmt: skip
+        return [JudgedPiece(*row) for row in rows]
+
+    def _scores(self) -> str:
+        """Columns of a score: a database of an older build has fewer."""
+        judged = self._first("SELECT 1 FROM pragma_table_info('scores') WHERE name = 'judge'")
+        return f"{_SCORES}, kind, judge, chance" if judged else _SCORES
 
     def _worded(self) -> bool:
         """Whether lines may carry a wording: a database of an older build has no such column."""
@@ -305,9 +346,17 @@ def _explanation(
     if row is None:
         return Explanation(feature, name, name is not None, None, None, 0, None, None, 0, None, None, None, None, (), density, live)
     id, _, label, description, predicate, clauses, source, made_from, version, created, stale = row
+    predicate = predicate or None  # '' for a sentence alone
     shown = next((s for s in scores if s.basis == "live" and s.established), None)
-    shown = shown or next((s for s in scores if s.basis == "held_out"), None)
+    shown = shown or next((s for s in scores if s.basis == ("held_out" if predicate is not None else "detection")), None)
     return Explanation(
         feature, name if name is not None else label, name is not None, description, predicate, clauses, source, made_from, version, id,
         created, stale, shown, tuple(scores), density, live, label,
     )  # fmt: skip
+
+
+def _judged(score: ScoreRow) -> dict[str, Any]:
+    return {
+        "kind": score.kind, "balanced_accuracy": {"mean": score.balanced_accuracy, "low": score.low, "high": score.high},
+        "control": score.shuffled, "chance": score.chance, "pieces": score.frames, "texts": score.episodes, "judge": score.judge,
+    }  # fmt: skip

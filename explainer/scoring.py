@@ -37,7 +37,7 @@ from interlatent_live.stream.errors import PredicateError
 
 __all__ = [
     "LIVE_DENSITY", "LIVE_POSITIVES", "Counts", "Interval", "Score", "difference", "frequency_weighted_f1",
-    "held_out_episodes", "live", "score", "split",
+    "held_out_episodes", "live", "paired", "score", "split",
 ]
 
 Mask = npt.NDArray[np.bool_]
@@ -202,8 +202,14 @@ def difference(
     source = _features(table)
     kept = np.flatnonzero(rows & source.encoded)
     predicted = np.stack([p.holds(table)[kept] for p in (new, old)], axis=1)
-    active = np.repeat(source.active(feature)[kept][:, None], 2, axis=1)
-    counts = Counts.of(predicted, active, table.groups[kept])
+    return paired(predicted, source.active(feature)[kept], table.groups[kept], resamples=resamples, seed=seed)
+
+
+def paired(
+    predicted: Mask, active: Mask, groups: npt.NDArray[np.int64], *, resamples: int = 2000, seed: int = 0
+) -> Interval:
+    """Balanced accuracy of the first column of `predicted` (n, 2) less that of the second, on the same resamples of `groups` (n,)."""
+    counts = Counts.of(predicted, np.repeat(active[:, None], 2, axis=1), groups)
     means, draws = counts.balanced_accuracy(), counts.resampled(resamples, seed)
     positive, negative = (counts.tp + counts.fn > 0).sum(axis=0), (counts.fp + counts.tn > 0).sum(axis=0)
     return _interval(float(means[0] - means[1]), draws[:, 0] - draws[:, 1], int(min(positive[0], negative[0])), -1.0)

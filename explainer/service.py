@@ -29,6 +29,7 @@ from interlatent_live.explainer.narrator import Line, Narrator
 from interlatent_live.explainer.notebook import Notebook
 from interlatent_live.explainer.shipping import find_shipped
 from interlatent_live.explainer.source import Frames, Source
+from interlatent_live.explainer.wording import Words
 from interlatent_live.stream.errors import InterlatentError, StoreError
 
 __all__ = ["Asker", "Report", "Service", "explain_once"]
@@ -111,6 +112,11 @@ class Service:
         self._outside: str | None = None
         self._drift_seen = 0
         self._problem = ""
+
+    @property
+    def words(self) -> Words:
+        """What a frame and an episode are called here."""
+        return Words.of(self._source.subject is not None and self._source.subject.language)
 
     def run(self, stop: Callable[[], bool], wait: Callable[[float], object] = time.sleep) -> Report:
         """Until `stop()`. Errors of the store are states to wait out, counted and told in the log once each."""
@@ -344,13 +350,19 @@ def _ask(asker: Asker, explaining: Explaining, frames: Frames, only: Sequence[in
     before = {f: c.version for f, c in explaining.current.items()}
     try:
         asker.offer(explaining, frames, only)
-        while asker.status["open"] and not asker.status["note"].endswith("a day is used up"):
+        while asker.status["open"] and not any(note.endswith("a day is used up") for note in _notes(asker)):
             asker.collect(explaining, frames)
             time.sleep(0.05)
         asker.collect(explaining, frames)
-        if asker.status["note"] or asker.status["failures"]:
+        if _notes(asker) or asker.status["failures"]:
             failures = ", ".join(f"{n} {reason}" for reason, n in asker.status["failures"].items())
-            log.warning("the language model: %s", "; ".join(filter(None, (failures, asker.status["note"]))))
+            log.warning("the language model: %s", "; ".join(filter(None, (failures, *_notes(asker)))))
     finally:
         asker.close()
     return [c for f, c in explaining.current.items() if before.get(f) != c.version]
+
+
+def _notes(asker: Asker) -> list[str]:
+    """What is wrong with who explains, and with who judges."""
+    status = asker.status
+    return [note for note in dict.fromkeys((status["note"], (status.get("judge") or {}).get("note", ""))) if note]

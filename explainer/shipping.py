@@ -95,7 +95,7 @@ def save_shipped(path: Path, explaining: Explaining, *, made_from: str, evidence
             "score": _plain(c.held_out),
         }
         for c in sorted(explaining.current.values(), key=lambda c: c.feature)
-        if c.held_out is not None and c.held_out.balanced_accuracy.mean > 0.5
+        if c.predicate is not None and c.held_out is not None and c.held_out.balanced_accuracy.mean > 0.5
     ]  # fmt: skip
     head = {
         "format": FORMAT, "dictionary_hash": subject.dictionary.hash, "weights_hash": subject.manifest.weights_hash,

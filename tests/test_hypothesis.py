@@ -69,11 +69,11 @@ def test_less_than_is_no_markup() -> None:
     assert read_proposal(answer(description="angle < 0.1 and speed > 3"), VOCABULARY, source="llm:t").description
 
 
-def test_only_a_user_may_name_without_a_predicate() -> None:
-    assert Hypothesis(label="my favourite", description="", predicate=None, source="user").predicate is None
-    for source in ("rules", "llm:x"):
-        with pytest.raises(ValidationError, match="needs a predicate"):
-            Hypothesis(label="a", description="", predicate=None, source=source)
+def test_a_rule_never_goes_without_a_predicate() -> None:
+    for source in ("user", "llm:x"):
+        assert Hypothesis(label="my favourite", description="", predicate=None, source=source).predicate is None
+    with pytest.raises(ValidationError, match="a rule needs a predicate"):
+        Hypothesis(label="my favourite", description="", predicate=None, source="rules")
     for bad in ("", "me", "llm:", "llm:a b"):
         with pytest.raises(ValidationError):
             Hypothesis(label="a", description="", predicate=None, source=bad)
@@ -82,6 +82,18 @@ def test_only_a_user_may_name_without_a_predicate() -> None:
             Hypothesis(label=label, description="", predicate=None, source="user")
     with pytest.raises(ValidationError, match="400"):
         Hypothesis(label="a", description="x" * 401, predicate=None, source="user")
+
+
+def test_a_sentence_alone_is_taken_only_where_it_is_scored() -> None:
+    text = json.dumps({"label": "heat", "description": "Active at words of heat.", "predicate": None})
+    vocabulary = Vocabulary({"x": ""})
+    assert read_proposal(text, vocabulary, source="llm:x", prose=True).predicate is None
+    with pytest.raises(HypothesisError) as caught:
+        read_proposal(text, vocabulary, source="llm:x")
+    assert caught.value.reason == "predicate"
+    with pytest.raises(HypothesisError, match="is empty, and there is no predicate") as empty:
+        read_proposal(json.dumps({"label": "heat", "description": ""}), vocabulary, source="llm:x", prose=True)
+    assert empty.value.reason == "prose"
 
 
 def test_the_schema_suits_structured_output() -> None:

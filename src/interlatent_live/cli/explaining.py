@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -32,6 +33,11 @@ def explain(
     name: Annotated[tuple[int, str] | None, typer.Option("--name", help="Call a feature so; with --try, explain it so.")] = None,
     llm: Annotated[bool, typer.Option("--llm", help="Ask a language model as well (OPENAI_BASE_URL, OPENAI_API_KEY).")] = False,
     model: Annotated[str | None, typer.Option(help="The model to ask; default: OPENAI_MODEL.")] = None,
+    score: Annotated[
+        str | None, typer.Option("--score", help="With --llm, of text: judge sentences by detection, fuzzing, or detection,fuzzing.")
+    ] = None,
+    judge: Annotated[str | None, typer.Option(help="With --score: the model that judges; default: the one that explains.")] = None,
+    pieces: Annotated[int, typer.Option(help="With --score: pieces of text for each feature.")] = 40,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the request that would be sent, and send nothing.")] = False,
     ship: Annotated[
         str | None, typer.Option(help="Instead: make the explanations that ship with this reference agent, from new episodes of it.")
@@ -51,7 +57,9 @@ def explain(
         return
     if db is None:
         raise typer.BadParameter("give --db FILE (or --ship AGENT)")
-    asking = _configuration(model) if llm or dry_run else None
+    if (score is not None or judge is not None) and not (llm or dry_run):
+        raise typer.BadParameter("--score and --judge go with --llm")
+    asking = _configuration(model, score, judge, pieces) if llm or dry_run else None
     if live:
         _live(db, asking, as_json)
     elif tried is not None and name is None:
@@ -80,7 +88,7 @@ def explanations(
         raise typer.BadParameter(f"{db} is not a file")
     with Pages(db) as pages, pages.consistent():
         found = [e.to_dict() for e in pages.explanations(everything=unscored)]
-    print_table(found, as_json, ("feature", "label", "balanced_accuracy", "shuffled", "predicate", "source"))
+    print_table(found, as_json, ("feature", "label", "kind", "balanced_accuracy", "shuffled", "predicate", "source"))
 
 
 @app.command()
@@ -159,7 +167,10 @@ def _explain(db: Path, features: list[int] | None, again: bool, asking: Configur
     if as_json:
         print_line({"db": str(db), **_summary(explaining, frames), "made": len(made), "explanations": rows}, True, "")
         return
-    print_table(rows[:40], False, ("feature", "label", "balanced_accuracy", "low", "high", "shuffled", "predicate"))
+    columns = ["feature", "label", "balanced_accuracy", "low", "high", "shuffled", "predicate"]
+    if any(row["judged"] for row in rows):  # a judge's scores beside those of predicates
+        columns[6:6] = ["kind", "detection", "fuzzing", "control"]
+    print_table([row | _columns(row) for row in rows[:40]], False, columns)
     print_result(_summary(explaining, frames), False)
 
 
@@ -225,15 +236,34 @@ def _row(current: Current) -> dict[str, Any]:
         "feature": current.feature,
         "label": current.label,
         "description": current.description,
-        "predicate": str(current.predicate),
+        "predicate": None if current.predicate is None else str(current.predicate),
+        "kind": None if score is None else current.kind,
         "balanced_accuracy": None if interval is None else interval.mean,
         "low": None if interval is None else interval.low,
         "high": None if interval is None else interval.high,
         "shuffled": None if score is None else score.shuffled,
+        "judged": [
+            {
+                "kind": kind, "balanced_accuracy": its.balanced_accuracy.mean, "low": its.balanced_accuracy.low,
+                "high": its.balanced_accuracy.high, "control": its.shuffled, "pieces": its.frames, "texts": its.episodes,
+            }
+            for kind, its in current.judged.items()
+        ],
         "source": current.source,
         "version": current.version,
         "stale": current.stale,
     }
+
+
+def _columns(row: dict[str, Any]) -> dict[str, Any]:
+    """What a judge made of the sentence, for a table."""
+    found: dict[str, Any] = {"detection": None, "fuzzing": None, "control": None}
+    for its in row["judged"]:
+        interval = "" if math.isnan(its["low"]) else f" ({its['low']:.2f} to {its['high']:.2f})"
+        found[its["kind"]] = None if math.isnan(its["balanced_accuracy"]) else f"{its['balanced_accuracy']:.2f}{interval}"
+        if its["kind"] == "detection" or found["control"] is None:
+            found["control"] = None if math.isnan(its["control"]) else f"{its['control']:.2f}"
+    return found
 
 
 def _try(db: Path, text: str, features: list[int] | None, as_json: bool) -> None:
@@ -293,7 +323,8 @@ def _live(db: Path, asking: Configuration | None, as_json: bool) -> None:
     from interlatent_live.launch import Stop
 
     def say(line: Line) -> None:
-        text = f"{line.time_s:.1f} s, episode {line.episode}, step {line.episode_step}: {line.text}"
+        words = service.words
+        text = f"{line.time_s:.1f} s, {words.episode} {line.episode}, {words.step} {line.episode_step}: {line.text}"
         print_line(asdict(line), as_json, text)
 
     stop = Stop()
@@ -303,10 +334,12 @@ def _live(db: Path, asking: Configuration | None, as_json: bool) -> None:
         print_result(asdict(done), False)
 
 
-def _configuration(model: str | None) -> Configuration:
+def _configuration(model: str | None, score: str | None, judge: str | None, pieces: int) -> Configuration:
     from interlatent_live.explainer.asking import Configuration
+    from interlatent_live.explainer.judging import Judging, read_kinds
 
-    return Configuration.from_environment(model)
+    judging = None if score is None else Judging(read_kinds(score), judge or "", pieces=pieces)
+    return Configuration.from_environment(model, judging)
 
 
 def _dry_run(db: Path, features: list[int] | None, asking: Configuration | None) -> None:
