@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from interlatent_live.agent_side.capture import Capture
+from interlatent_live.agent_side.capture import Capture, Layout
 from interlatent_live.agent_side.hooks import _Hook
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ class TokenCapture(Capture):
         super().__init__(points, 1)
         self.batch = self.tokens = 0
         """Shape of the pass under way, or the last one; tokens are 0 outside of one."""
+        self.token_bytes = 0
+        """Kept of one token, as far as known."""
         self.before = 0
         """Columns that the cache held before it."""
 
@@ -58,6 +60,12 @@ class TokenCapture(Capture):
             dtype, raw = ("float16" if name == "float16" else "float32"), np.dtype(name)
         return tensor.detach().clone() if self._fits(index, frame, dtype, raw) else None
 
+    def _learn(self, index: int, frame: tuple[int, ...], dtype: str, raw: np.dtype[Any]) -> Layout | None:
+        layout = super()._learn(index, frame, dtype, raw)
+        if layout is not None:
+            self.token_bytes += layout.frame_bytes
+        return layout
+
 
 class _TokenOutputHook(_Hook):
     """Called by torch after the module's forward."""
@@ -81,7 +89,7 @@ class _TokenOutputHook(_Hook):
         began = perf_counter_ns() if self.gate else 0
         try:
             if type(output) is self.tensor and output.dtype is self.dtype and output.shape == (capture.batch, tokens, self.width):
-                kept = output.detach().clone()
+                kept = output.detach().clone() if output.requires_grad else output.clone()
             else:
                 kept = capture.held(self.index, output)
                 if kept is not None and kept.ndim == 3:

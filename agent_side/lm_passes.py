@@ -20,7 +20,7 @@ import inspect
 import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from time import monotonic_ns, perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final
@@ -79,7 +79,7 @@ class Sequences:
     over: bool = False
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Pass:
     """One forward pass, as it waits for the sender's thread. Tensors are copies on their own device."""
 
@@ -124,7 +124,10 @@ class Pass:
     """As steering counts passes; -1 without."""
     applied: Applied | None = None
     """Interventions that acted on it."""
-    extra: dict[str, Any] = field(default_factory=dict)
+    cached: bool = True
+    """Whether its caller keeps a cache."""
+    broken: bool = False
+    """Whether its rows are other texts' than those of the pass before."""
 
 
 class Passes:
@@ -148,6 +151,10 @@ class Passes:
         self._limit, self._prompts = queue_bytes, prompts
         self._names = [name for name in inspect.signature(self._model.forward).parameters if name != "self"]
         self._handles: list[Any] = []
+        self._base: Any = None
+        """What the head reads, where prompts are looked at."""
+        self._looking: Any = None
+        """Its hook, during a pass whose logits are not all computed."""
         self._current: Pass | None = None
         self._pending: Pass | None = None
         self._open: dict[int, tuple[Any, Sequences]] = {}
@@ -166,14 +173,16 @@ class Passes:
         self._handles.append(self._model.register_forward_pre_hook(self._hook(self._before), with_kwargs=True))
         self._handles.append(self._model.register_forward_hook(self._hook(self._after), with_kwargs=True))
         base = getattr(self._model, "base_model", None)
-        if self._prompts and base is not None and base is not self._model:
-            self._handles.append(base.register_forward_hook(self._hook(self._below)))
+        self._base = base if self._prompts and base is not self._model else None
+        if self._base is not None and self._capture.untraced:  # compiled graphs have the hooks that they began with
+            self._handles.append(self._base.register_forward_hook(self._hook(self._below)))
 
     def detach(self) -> None:
         """Take them off. Twice is once."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._stop_looking()
         self._current = None
 
     def begin(self, asked: Asked) -> None:
@@ -231,7 +240,7 @@ class Passes:
         else:
             self.settle(ends=False)
         assert sequences is not None
-        one = Pass(sequences, past, width, ids.detach().clone(), monotonic_ns(), first=first, skip=skip, steps=self.steps)
+        one = Pass(sequences, past, width, ids.clone(), monotonic_ns(), first=first, skip=skip, steps=self.steps)
         one.policy_version = self.policy_version
         one.mask, one.before = _masks(given.get("attention_mask"), past, width, first)
         one.whole = first or skip > 0 or past == sequences.end
@@ -239,14 +248,23 @@ class Passes:
             keys = _last_key(held)
             one.keys = None if keys is None else (self._last_keys[1], keys)
         wanted = given.get("logits_to_keep", 0)
-        self._wants_hidden = self._prompts and type(wanted) is int and 0 < wanted < width
-        one.extra = {"cached": given.get("use_cache") is not False, "cache": held}
+        self._wants_hidden = self._base is not None and type(wanted) is int and 0 < wanted < width
+        if self._looking is not None:  # of a pass that raised
+            self._stop_looking()
+        if self._wants_hidden and not capture.untraced:  # for this pass alone: a hook costs every pass that it stands in
+            self._looking = self._base.register_forward_hook(self._hook(self._below))
+        one.cached, one.cache = given.get("use_cache") is not False, held
         if steering is not None:
             one.number = steering.begin()
         capture.batch, capture.tokens, capture.before = rows, width, past
         capture.slots[:] = [None] * len(capture.slots)
         self._current = one
         self._spent = perf_counter_ns() - began
+
+    def _stop_looking(self) -> None:
+        looking, self._looking = self._looking, None
+        if looking is not None:
+            looking.remove()
 
     def _below(self, module: Any, args: Any, output: Any) -> None:
         one = self._current
@@ -264,6 +282,8 @@ class Passes:
         if one is None:
             return
         began = perf_counter_ns()
+        if self._looking is not None:
+            self._stop_looking()
         if steering is not None:
             one.applied = steering.taken()
         one.kept = tuple(capture.slots)  # type: ignore[arg-type]
@@ -275,12 +295,10 @@ class Passes:
         k = 0
         if logits is not None and logits.ndim == 3:
             k = logits.shape[1]
-            one.logits = logits.detach().clone()
+            one.logits = logits.detach().clone() if logits.requires_grad else logits.clone()
         if k == one.width:
             one.hidden = None
-        info = one.extra
-        cache = getattr(output, "past_key_values", None) or info["cache"]
-        one.extra = {}
+        cache = getattr(output, "past_key_values", None) or one.cache
         one.given = one.width - (k - 1) if cache is not None and one.first and 1 < k < one.width else one.width
         one.keep = one.width
         one.cache = cache
@@ -290,7 +308,7 @@ class Passes:
             self._remember(cache, sequences)
             keys = _last_key(cache) if sequences.rows > 1 else None
             self._last_keys = None if keys is None else (sequences, keys)
-        elif not info["cached"]:
+        elif not one.cached:
             self._uncached = (one.ids, sequences)
         self._pending = one
         self.steps += one.width - one.skip
@@ -336,8 +354,8 @@ class Passes:
         one.ends = ends
         if ends:
             one.of.over = True
-        tensors = (*(one.kept or ()), one.logits, one.hidden)
-        one.nbytes = sum(t.nbytes for t in tensors if t is not None)
+        one.nbytes = one.of.rows * one.width * self._capture.token_bytes  # where a point did not fire, an upper bound
+        one.nbytes += sum(t.nbytes for t in (one.logits, one.hidden) if t is not None)
         self._in += one.nbytes
         self.queue.append(one)
         heavy = self._heavy
@@ -404,6 +422,8 @@ def _masks(mask: Any, past: int, width: int, first: bool) -> tuple[Tensor | None
     if mask.ndim == 4:  # of a static cache: what the last token may look at
         seen = mask[:, 0, -1, : past + width]
         seen = seen if str(seen.dtype) == "torch.bool" else seen >= 0
+    elif mask.ndim == 2 and not (first and past):
+        return mask[:, -width:] != 0, None
     elif mask.ndim == 2:
         seen = mask[:, -(past + width) :] != 0
     else:

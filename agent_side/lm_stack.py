@@ -281,7 +281,7 @@ class TokenStacker(Stacker):
             state.finished = over[:, -1] if columns else state.finished
             self._look_for_beams(passes, state)
             if state.broken:
-                first = next((i for i, one in enumerate(passes) if one.extra.get("broken")), 0)
+                first = next((i for i, one in enumerate(passes) if one.broken), 0)
                 lost = valid & (at >= first)
                 self.reordered += int(lost.sum())
                 valid &= ~lost
@@ -292,7 +292,7 @@ class TokenStacker(Stacker):
             if state.broken:
                 return
             if one.keys is not None and bool((one.keys[0] != one.keys[1]).any()):
-                state.broken = one.extra["broken"] = True
+                state.broken = one.broken = True
                 self._complain(
                     "rows of the batch changed places between two passes, as in beam search, which is not followed: what comes after is "
                     "dropped, and counted; use num_beams=1, with sampling if you like"
