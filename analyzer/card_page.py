@@ -75,7 +75,7 @@ def as_html(card: Mapping[str, Any]) -> str:
 def _figures(card: Mapping[str, Any]) -> list[tuple[str, str]]:
     recovery = card.get("return_recovery") or {}
     interval = f" (95 %: {_n(recovery.get('low'))} to {_n(recovery.get('high'))}, {recovery.get('episodes')} episodes)" if recovery else ""
-    return [
+    rows = [
         ("recipe", str(card.get("recipe") or "–")),
         ("latents, k", f"{card['features']}, {card.get('k') or '–'}"),
         ("L0", _n(card["l0"])),
@@ -88,6 +88,27 @@ def _figures(card: Mapping[str, Any]) -> list[tuple[str, str]]:
         *lines(card),
         ("dead share", _n(card["dead_share"])),
         ("cosine, norm ratio", f"{_n(card.get('cosine'))}, {_n(card.get('norm_ratio'))}"),
+    ]
+    if not card.get("language"):
+        return rows
+    return [row for row in rows if row[1].strip("–; ")] + _language(card["language"])
+
+
+def _language(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the dictionary keeps of a language model when it is spliced in, on texts that it was not trained on."""
+
+    def share(name: str) -> str:
+        part = found.get(f"recovered_over_{name}") or {}
+        return f"{_n(part.get('value'))} (95 %: {_n(part.get('low'))} to {_n(part.get('high'))})"
+
+    entropy = found.get("cross_entropy") or {}
+    figures = ", ".join("–" if (value := entropy.get(name)) is None else f"{value:.3f}" for name in ("clean", "spliced", "zero", "mean"))
+    return [
+        ("texts that no training saw; tokens of them", f"{found.get('texts', '–')}; {found.get('tokens', '–')}"),
+        ("FVU on these", _n(found.get("fvu"))),
+        ("cross-entropy, nats a token: clean, spliced, zeros, mean", figures),
+        ("of the loss that zeros in its place cost, recovered", share("zero")),
+        ("of the loss that its mean costs, recovered", share("mean")),
     ]
 
 

@@ -146,6 +146,16 @@ def test_names_are_escaped_and_unknown_numbers_are_dashes() -> None:
     assert "| return recovery | – |" in as_markdown(card)
 
 
+def test_a_language_models_card_says_what_is_kept_and_nothing_of_actions() -> None:
+    card = json.loads((registry.SHIPPED / "smollm2-mlp15" / "card.json").read_text())
+    text = as_markdown(card)
+    assert "| cross-entropy, nats a token: clean, spliced, zeros, mean | 3.372, 3.395, 3.479, 3.441 |" in text
+    assert "| of the loss that zeros in its place cost, recovered | 0.783 (95 %: 0.657 to 0.949) |" in text
+    assert "action" not in text
+    assert (registry.SHIPPED / "smollm2-mlp15" / "card.md").read_text() == text
+    assert (registry.SHIPPED / "smollm2-mlp15" / "card.html").read_text() == as_html(card)
+
+
 def _of_cartpole() -> Samples:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(50, 64)).astype(np.float32)

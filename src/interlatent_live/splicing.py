@@ -127,6 +127,7 @@ def recovered(conditions: dict[str, np.ndarray[Any, Any]], control: str, seed: i
 
 def main() -> None:
     """The command."""
+    from interlatent_live.analyzer.card_page import write_card
     from interlatent_live.analyzer.registry import find
     from interlatent_live.prompting import load, read_prompts
     from interlatent_live.texts import paragraphs
@@ -135,7 +136,7 @@ def main() -> None:
     parser.add_argument("dictionary")
     parser.add_argument("--model", type=Path)
     parser.add_argument("--texts", type=Path)
-    parser.add_argument("--write", action="store_true", help="put it into the dictionary's card.json, as `language`")
+    parser.add_argument("--write", action="store_true", help="put it into the dictionary's card, as `language`")
     given = parser.parse_args()
     if given.texts is not None:
         texts = [one.text for one in read_prompts(given.texts)]
@@ -150,7 +151,7 @@ def main() -> None:
     print(json.dumps(found_, indent=2))  # noqa: T201 - the command's result
     if given.write and dictionary.path is not None:
         card = dict(dictionary.card or {}) | {"language": found_}
-        (Path(dictionary.path) / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+        write_card(Path(dictionary.path), card)
 
 
 if __name__ == "__main__":
