@@ -20,14 +20,14 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from interlatent_live.analyzer.prompts import PromptRow
+from interlatent_live.analyzer.prompts import PairRow, PromptRow
 from interlatent_live.analyzer.queries import Reader
 from interlatent_live.analyzer.records import BatchRow, CodesRow, Section
 from interlatent_live.viewer.feed import Feed
 from interlatent_live.viewer.text import number, plain
 from interlatent_live.viewer.window import Piece
 
-__all__ = ["BATCHES", "LISTED", "SHOWN", "Texts", "Written", "listed"]
+__all__ = ["BATCHES", "LISTED", "SHOWN", "Texts", "Written", "begun", "listed", "nice", "short", "strongest", "top"]
 
 SHOWN: Final = 4_096
 """Tokens of one prompt on the page at most."""
@@ -158,6 +158,7 @@ class Texts:
         self.feed = feed
         self.written: Written | None = None
         self._prompts: list[PromptRow] = []
+        self._pairs: dict[int, PairRow] = {}
         self._at: dict[tuple[int, int], PromptRow] = {}
         self._lengths: dict[int, int] = {}
         self._sections: dict[str, list[Section]] = {}
@@ -211,7 +212,7 @@ class Texts:
                 if row.prompt not in self._lengths and not running and pending:
                     self._lengths[row.prompt] = len(self.feed.reader.written(boot.boot, row.prompt))
                     pending -= 1
-        return listed(newest[::-1], self._lengths)
+        return listed(newest[::-1], self._lengths, self._pairs)
 
     def _look(self) -> None:
         """Read what changes slowly, as often as the feed does."""
@@ -219,7 +220,7 @@ class Texts:
         assert feed.boot is not None
         if feed.boot.boot != self._boot:
             self._boot, self._slow, self.written = feed.boot.boot, -1, None
-            self._prompts, self._at, self._lengths = [], {}, {}
+            self._prompts, self._pairs, self._at, self._lengths = [], {}, {}, {}
         if self._slow == feed.slow:
             return
         self._slow = feed.slow
@@ -228,6 +229,7 @@ class Texts:
             self._at |= {(p.env, p.episode): p for p in new}
         if not self._prompts:
             return
+        self._pairs = {p.prompt: p for p in feed.reader.pairs(self._boot)}
         self._sections = {}
         for section in feed.reader.sections(self._boot):
             self._sections.setdefault(f"{section.point}|{section.dictionary_hash}", []).append(section)
@@ -238,10 +240,7 @@ class Texts:
             self._open(self.written.row)
 
     def _open(self, row: PromptRow) -> None:
-        boot, reader = self._boot, self.feed.reader
-        tokens = reader.written(boot, row.prompt, 1)
-        batch = reader.batch_at(boot, tokens[0].seq) if tokens else None
-        self.written = None if batch is None else Written(boot, row, batch.id - 1)
+        self.written = begun(self.feed.reader, row)
         self._scales = {}
 
     def _news(self, written: Written, chosen: int | None, seq: int, whole: bool) -> dict[str, Any] | None:
@@ -257,11 +256,11 @@ class Texts:
             return None
         begin = first if fresh else self._count
         self._told, self._count = key, last
-        values = {name: [_strongest(s, chosen if name == shown else None) for s in self._of(written, name, begin, last)] for name in rows}
+        values = {name: [strongest(s, chosen if name == shown else None) for s in self._of(written, name, begin, last)] for name in rows}
         mine = values.get(shown) or [None] * (last - begin)
         for name, several in values.items():
             self._scales[name] = max([self._scales.get(name, 0.0), *(abs(v) for v in several if v is not None)])
-        scale = _nice(max([self._scales.get(shown, 0.0), *(abs(v) for v in mine if v is not None)]))
+        scale = nice(max([self._scales.get(shown, 0.0), *(abs(v) for v in mine if v is not None)]))
         if chosen is not None and chosen < len(self._maxima) and self._maxima[chosen] > 0:
             scale = max(float(self._maxima[chosen]), self._scales.get(shown, 0.0))
         used: set[int] = set()
@@ -270,25 +269,25 @@ class Texts:
         for i in range(begin, last):
             known = written.strengths.get(shown, [])
             strengths = known[i] if i < len(known) else None
-            top, after = _top(strengths), [[words.get(t, f"⟨{t}⟩"), _short(p)] for t, p in written.following[i]]
-            used.update(int(f) for f, _ in top)
+            best, after = top(strengths), [[words.get(t, f"⟨{t}⟩"), short(p)] for t, p in written.following[i]]
+            used.update(int(f) for f, _ in best)
             tokens.append([
-                written.seq[i], written.text[i], int(written.special[i]) + 2 * int(written.generated[i]), _short(written.logprob[i]),
-                _short(written.entropy[i]), _short(mine[i - begin]), top, after,
+                written.seq[i], written.text[i], int(written.special[i]) + 2 * int(written.generated[i]), short(written.logprob[i]),
+                short(written.entropy[i]), short(mine[i - begin]), best, after,
                 written.token[i], strengths is not None,
             ])  # fmt: skip
         said = {f: feed.explanations[f] for f in (used | ({chosen} if chosen is not None else set())) if f in feed.explanations}
         return {
             "key": [written.boot, written.row.prompt, chosen, shown, first], "fresh": fresh, "begin": begin, "before": first,
             "tokens": tokens,
-            "prompt": _prompt(written.row, len(written)), "chosen": chosen, "letter": feed.label(0)[0], "scale": _short(scale),
+            "prompt": _prompt(written.row, len(written)), "chosen": chosen, "letter": feed.label(0)[0], "scale": short(scale),
             "labels": {str(f): plain(e.label or "", 60) for f, e in said.items()},
             "points": [
                 {"key": name, "name": feed.sources.get(name, name.split("|")[0]), "point": name.split("|")[0], "shown": name == shown,
-                 "scale": _short(self._scales.get(name, 0.0))}
+                 "scale": short(self._scales.get(name, 0.0))}
                 for name in rows
             ],
-            "strips": [[_short(v) for v in values[name]] for name in rows],
+            "strips": [[short(v) for v in values[name]] for name in rows],
             "more": max(0, len(self._sections) - len(rows)),
         }  # fmt: skip
 
@@ -313,9 +312,21 @@ class Texts:
         return {token: text.decode("utf-8", "replace") for token, text in found.items()}
 
 
-def listed(prompts: Sequence[PromptRow], lengths: Mapping[int, int]) -> list[dict[str, Any]]:
-    """Prompts as the list shows them. `lengths`: tokens of those that are finished."""
-    return [_prompt(p, lengths.get(p.prompt)) for p in prompts]
+def begun(reader: Reader, row: PromptRow) -> Written | None:
+    """A prompt of which nothing was read yet; None where the store has no token of it."""
+    tokens = reader.written(row.boot, row.prompt, 1)
+    batch = reader.batch_at(row.boot, tokens[0].seq) if tokens else None
+    return None if batch is None else Written(row.boot, row, batch.id - 1)
+
+
+def listed(prompts: Sequence[PromptRow], lengths: Mapping[int, int], pairs: Mapping[int, PairRow] | None = None) -> list[dict[str, Any]]:
+    """Prompts as the list shows them. `lengths`: tokens of those that are finished. `pairs`: those written with and without an
+    intervention."""
+    found = []
+    for row in prompts:
+        other = (pairs or {}).get(row.prompt)
+        found.append(_prompt(row, lengths.get(row.prompt)) | ({} if other is None or not other.pair else {"pair": other.pair}))
+    return found
 
 
 def _prompt(row: PromptRow, length: int | None) -> dict[str, Any]:
@@ -326,7 +337,7 @@ def _prompt(row: PromptRow, length: int | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _strongest(strengths: Strengths | None, feature: int | None) -> float | None:
+def strongest(strengths: Strengths | None, feature: int | None) -> float | None:
     """Value of `feature` at a token, 0 where it is silent; None for no feature: of the strongest. None where nothing is known."""
     if strengths is None:
         return None
@@ -337,19 +348,19 @@ def _strongest(strengths: Strengths | None, feature: int | None) -> float | None
     return float(values[int(np.argmax(np.abs(values)))]) if len(values) else 0.0
 
 
-def _top(strengths: Strengths | None) -> list[list[float]]:
+def top(strengths: Strengths | None) -> list[list[float]]:
     """The strongest features at a token, with their values."""
     features, values = strengths if strengths is not None else _NOTHING
     order = np.argsort(-np.abs(values), kind="stable")[:TOP]
-    return [[int(features[k]), _short(float(values[k])) or 0.0] for k in order.tolist()]
+    return [[int(features[k]), short(float(values[k])) or 0.0] for k in order.tolist()]
 
 
-def _short(value: float | None) -> float | None:
+def short(value: float | None) -> float | None:
     """A number with as many digits as are looked at; None for what is not known."""
     return None if value is None or not math.isfinite(value) else float(f"{value:.{_DIGITS}g}")
 
 
-def _nice(value: float) -> float:
+def nice(value: float) -> float:
     """The next round number at or above a value: a scale then grows in few steps."""
     if value <= 0:
         return 1.0
