@@ -108,6 +108,14 @@ class Access:
             raise EndpointError(f"beyond this machine the page needs a port that browsers can name; give one, e.g. --port {5580}")
         return cls(token, () if here and not origins else tuple(origins_of(origins, address, port)))
 
+    def admits(self, request: RequestHandler) -> bool:
+        """Whether whoever asks may look: by the signed cookie where there is a token; else only under the names of this machine, so that
+        no site of another name can read along (DNS rebinding)."""
+        if self.token is not None:
+            return bool(request.get_signed_cookie(COOKIE, max_age_days=1))
+        host = request.request.host
+        return (urlsplit(f"//{host}").hostname or "") in LOOPBACK or host in self.origins
+
     def options(self) -> dict[str, Any]:
         """For bokeh.server.server.Server."""
         extra: dict[str, Any] = {"allow_websocket_origin": list(self.origins)} if self.origins else {}

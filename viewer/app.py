@@ -21,6 +21,7 @@ from interlatent_live.viewer.access import Access
 from interlatent_live.viewer.answers import routes
 from interlatent_live.viewer.finding import Finder
 from interlatent_live.viewer.hub import Hub
+from interlatent_live.viewer.line import Line
 from interlatent_live.viewer.offer import Starter
 from interlatent_live.viewer.page import application
 
@@ -74,7 +75,8 @@ def serve(
         server = Server(
             {"/": Application(handler)}, io_loop=loop, port=port, address=address, num_procs=1,
             check_unused_sessions_milliseconds=2_000, unused_session_lifetime_milliseconds=15_000,
-            keep_alive_milliseconds=10_000, extra_patterns=routes(finder, access), **access.options(),
+            keep_alive_milliseconds=10_000,
+            extra_patterns=[*routes(finder, access), (r"/line", Line, {"hub": hub, "access": access})], **access.options(),
         )  # fmt: skip
     except OSError as error:
         loop.close()

@@ -11,7 +11,9 @@ from jinja2 import Environment
 
 __all__ = ["SCRIPTS", "document", "read", "template"]
 
-SCRIPTS: Final = ("draw.js", "time.js", "lists.js", "keys.js", "save.js", "learn.js", "why.js", "find.js", "tokens.js", "page.js")
+SCRIPTS: Final = (
+    "draw.js", "time.js", "lists.js", "keys.js", "save.js", "learn.js", "why.js", "find.js", "tokens.js", "line.js", "page.js",
+)  # fmt: skip
 
 _EXTRAS: Final = re.compile(r"<script[^>]*/bokeh-(?:gl|widgets|tables|mathjax)[^>]*></script>")
 """2.7 MB of Bokeh that no figure here uses: half of the time to the first paint."""

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from interlatent_live.viewer.feed import Feed
 from interlatent_live.viewer.offer import Starter
+
+if TYPE_CHECKING:
+    from interlatent_live.viewer.page import Page
 
 __all__ = ["Hub"]
 
@@ -15,6 +19,8 @@ class Hub:
 
     def __init__(self, path: Path, starter: Starter | None = None) -> None:
         self.path, self.starter = path, starter
+        self.pages: dict[str, Page] = {}
+        """Open pages, by the name that only their own document knows."""
         self._feeds: dict[tuple[int, str | None, str | None], Feed] = {}
         self._users: dict[tuple[int, str | None, str | None], int] = {}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from interlatent_live.viewer.drawing import Drawing
 
@@ -15,7 +14,7 @@ __all__ = ["Increment", "Increments"]
 class Increment(NamedTuple):
     """What is new, and what it means: see `draw.js`."""
 
-    bytes: npt.NDArray[np.uint8]
+    body: bytes
     """Little-endian, one behind the other, for every array is two messages more: (n,) float64 frame times of new rows of the strips,
     s; (n, series × 3) float32 mean, least, most of each series; (raster's rows, m) uint8 levels of its columns."""
     about: dict[str, Any]
@@ -45,4 +44,4 @@ class Increments:
             "series": 2 * len(drawing.pairs), "lines": len(table), "count": tile.shape[1],
         }  # fmt: skip
         parts = table[:, 0].astype("<f8").tobytes(), table[:, 1:].astype("<f4").tobytes(), tile.tobytes()
-        return Increment(np.frombuffer(b"".join(parts), np.uint8), about, new)
+        return Increment(b"".join(parts), about, new)

@@ -45,6 +45,7 @@ window.ilive = (() => {
     }
     window.itime.ready(args.control);
     window.ilearn.ready();
+    window.iline.ready(args.line);
   }
 
   let told = false;
@@ -61,10 +62,10 @@ window.ilive = (() => {
   function timeline(source) { window.itime.timeline(JSON.parse(source.data.json[0])); }
 
   function picture(source) {
-    const uri = source.data.uri[0];
-    const img = document.querySelector(".picture img");
-    img.hidden = !uri;
-    if (uri) img.src = uri; else img.removeAttribute("src");
+    const jpeg = source.data.jpeg[0], img = document.querySelector(".picture img"), before = img.src;
+    img.hidden = !jpeg?.length;
+    if (jpeg?.length) img.src = URL.createObjectURL(new Blob([jpeg], { type: "image/jpeg" })); else img.removeAttribute("src");
+    if (before) URL.revokeObjectURL(before);
   }
 
   function text(element, value) {

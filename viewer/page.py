@@ -1,16 +1,18 @@
-"""One session: one browser tab, kept in step with a shared feed and its own cursor by a callback every 50 ms."""
+"""One session: one browser tab, kept in step with a shared feed and its own cursor every 50 ms, once its line is open."""
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import json
 import logging
 import math
+import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
+import numpy as np
 from bokeh.document import Document
 from bokeh.models import CustomJS
 
@@ -24,6 +26,7 @@ from interlatent_live.viewer.feed import METRICS, Feed
 from interlatent_live.viewer.heatmap import cells
 from interlatent_live.viewer.hub import Hub
 from interlatent_live.viewer.increments import Increments
+from interlatent_live.viewer.line import Line
 from interlatent_live.viewer.offer import offer, told
 from interlatent_live.viewer.sheet import sheet
 from interlatent_live.viewer.state import features, state
@@ -34,10 +37,9 @@ from interlatent_live.viewer.view import MAX_PINS, TABS, View, pin_of
 from interlatent_live.viewer.watched import watch_mark
 from interlatent_live.viewer.why import STALE_S, why
 
-__all__ = ["PERIOD_MS", "Page", "application"]
+__all__ = ["Page", "application"]
 
 log = logging.getLogger(__name__)
-PERIOD_MS: Final = 50
 _HELD_S: Final = 60.0
 """How long pointing at rows keeps them; a pointer that was left there does not stop them for ever."""
 _TEMPLATE: Final = template()
@@ -57,6 +59,15 @@ class Page:
         self.held_until = 0.0
         self.greeted = False
         """Whether the browser has taken the whole and now needs what is new alone."""
+        self.name = secrets.token_urlsafe(16)
+        """Shown to this document alone: who knows it may open its line."""
+        self.line: Line | None = None
+        """Where what is new goes; None while the browser is loading, when it goes into the document."""
+        self._parts: dict[str, dict[str, str | bytes]] = {}
+        """What the next message tells."""
+        self._figures: list[Callable[[], None]] = []
+        """Changes of Bokeh's figures that wait for their document."""
+        self._document = document
         self.answered = -1
         self.sources = panels.Sources()
         self.panels = panels.build(self.sources, ROWS, METRICS)
@@ -71,7 +82,7 @@ class Page:
             document.add_root(root)
         self.sources.control.on_change("data", self._obey)
         self.tick()
-        document.add_periodic_callback(self.tick, PERIOD_MS)
+        hub.pages[self.name] = self
 
     def _look_at(self, feed: Feed, speed: float) -> None:
         self.feed, self.cursor = feed, Cursor(feed, speed)
@@ -88,7 +99,8 @@ class Page:
         """Hand the browser what it draws by itself: texts, the picture, raster and strips, the timeline, and the colours."""
         own = self.sources.own()
         self.panels.heatmap.tags = [*own.values(), self.sources.control]  # no figure draws them; only what a root refers to is kept in step
-        models = {**own, "control": self.sources.control, "cells": self.sources.cells, "span": SPAN_S, "height": ROWS, "glyphs": GLYPHS}
+        models: dict[str, Any] = {**own, "control": self.sources.control, "cells": self.sources.cells, "line": self.name}
+        models |= {"span": SPAN_S, "height": ROWS, "glyphs": GLYPHS}
         roles = {"models": [m for m, _, _ in self.panels.roles], "roles": [[attr, role] for _, attr, role in self.panels.roles]}
         for name, source in own.items():
             source.js_on_change("data", CustomJS(code=f"window.ilive.{name}(cb_obj)"))
@@ -97,7 +109,47 @@ class Page:
 
     def close(self) -> None:
         """The session ended."""
+        self.hub.pages.pop(self.name, None)
+        if self.line is not None:
+            self.line.leave()
         self.hub.drop(self.feed)
+
+    # its line
+
+    def opened(self, line: Line) -> None:
+        """The browser listens: tell it the whole, then what is new alone."""
+        self.line, self.greeted = line, False
+        self.slow, self.picture, self.sent = -1, ("", -1), {}
+        self.tick()
+        self.greeted = True
+
+    def closed(self, line: Line) -> None:
+        """It listens no more."""
+        if self.line is line:
+            self.line = None
+
+    def tell(self, what: str, /, **columns: str | bytes) -> None:
+        """What page.js draws under this name."""
+        if self.line is None:
+            getattr(self.sources, what).data = {
+                c: [np.frombuffer(v, np.uint8) if isinstance(v, bytes) else v] for c, v in columns.items()
+            }
+        else:
+            self._parts[what] = dict(columns)
+
+    def _figure(self, change: Callable[[], None]) -> None:
+        """Change a figure of Bokeh's, which may only be done while its document is held."""
+        if self.line is None:
+            change()
+            return
+        if not self._figures:
+            self._document.add_next_tick_callback(self._change_figures)
+        self._figures.append(change)
+
+    def _change_figures(self) -> None:
+        changes, self._figures = self._figures, []
+        for change in changes:
+            change()
 
     # commands
 
@@ -115,9 +167,7 @@ class Page:
 
     def _do(self, command: Mapping[str, Any]) -> None:
         op = command["op"]
-        if op == "hello":
-            self.greeted = True
-        elif op == "look":
+        if op == "look":
             self._change(command)
         elif op == "hold":
             self.held_until = time.monotonic() + _HELD_S if command["on"] else 0.0
@@ -227,12 +277,14 @@ class Page:
         drawing = self.cursor.drawing(self.live)
         end = (feed.newest_t or 0.0) if clip is None else clip.end
         text = sheet(frames, end - SPAN_S, end, drawing, feed.manifest, {f: feed.label(f) for f in drawing.shown})
-        self.sources.file.data = {"name": [f"{feed.manifest.run}-{int(frames.seq[-1])}.csv"], "text": [text]}
+        self.tell("file", name=f"{feed.manifest.run}-{int(frames.seq[-1])}.csv", text=text)
 
     # one step
 
     def tick(self) -> None:
         """Bring the page up to the feed and its cursor."""
+        if self.line is not None and self.line.busy:
+            return  # what is new waits where it is
         self.feed.pull()
         try:
             if self.cursor.lost and self.cursor.clip is not None:  # the agent was started again: stay with what is looked at
@@ -264,6 +316,9 @@ class Page:
                 self._slow(at, drawing)
             self._state(drawing)
         self._frames(drawing)
+        if self.line is not None and self._parts:
+            self.line.send(self._parts)
+            self._parts = {}
 
     def _due(self) -> bool:
         """Twice a second: texts and figures that follow the cursor while it plays."""
@@ -294,7 +349,7 @@ class Page:
         made = self.increments.take(drawing, whole=not self.greeted)
         if self._differs("place", place) or made.new:
             place |= {"now": time.time() * 1e3, **made.about}
-            self.sources.frames.data = {"bytes": [made.bytes], "json": [json.dumps(place)]}
+            self.tell("frames", bytes=made.body, json=json.dumps(place))
 
     def _picture(self, at: int | None) -> None:
         feed = self.feed
@@ -307,8 +362,7 @@ class Page:
         seen = ("", -1) if picture is None else (feed.boot.boot if feed.boot else "", picture.seq)
         if seen != self.picture:
             self.picture = seen
-            uri = "" if picture is None else "data:image/jpeg;base64," + base64.b64encode(picture.data).decode("ascii")
-            self.sources.picture.data = {"uri": [uri]}
+            self.tell("picture", jpeg=b"" if picture is None else picture.data)
 
     def _why(self, at: int | None) -> None:
         """Why the action at the cursor was taken, by the last explained frame up to it."""
@@ -334,7 +388,7 @@ class Page:
         labels = {f: e.label or "" for f, e in feed.explanations.items()} if ours else {}
         fits = dictionary is not None and dictionary.kind != "neurons"
         data = why(row, age_s, {}, labels, fits=fits, name=dictionary.name if dictionary else "")
-        self.sources.why.data = {"json": [json.dumps(data)]}
+        self.tell("why", json=json.dumps(data))
 
     def _text(self) -> None:
         """A language model's tokens about the cursor, and its prompts."""
@@ -347,9 +401,9 @@ class Page:
             log.debug("no text: %s", error)
             return
         if made is not None:
-            self.sources.tokens.data = {"json": [json.dumps(made)]}
+            self.tell("tokens", json=json.dumps(made))
         if listed and self._differs("listed", listed):
-            self.sources.prompts.data = {"json": [json.dumps(listed)]}
+            self.tell("prompts", json=json.dumps(listed))
 
     def _slow(self, at: int | None, drawing: Drawing) -> None:
         """What changes with seconds, and with the cursor."""
@@ -358,21 +412,25 @@ class Page:
         if self._differs("snapshot", (snapshot.id if snapshot else None, drawing.rows, feed.metrics)):
             self.snapshot = snapshot
             names = {f: feed.label(f) for f in drawing.rows}
-            self.sources.cells.data = cells(snapshot, drawing.rows, self._metrics(), ROWS, names)
-            self.panels.fit(len(drawing.rows), [feed.label(f) for f in drawing.rows], [plain(m, 21) for m in self._metrics()])
+            self._figure(partial(self._heatmap, snapshot, drawing.rows, self._metrics(), names))
         if self._differs("quality", (feed.quality[-1] if feed.quality else None, len(feed.learning.points))):
-            self.panels.draw_quality(self.sources, feed.quality, feed.learning.points, _quoted(feed))
+            found = feed.quality, list(feed.learning.points), _quoted(feed)
+            self._figure(partial(self.panels.draw_quality, self.sources, *found))
         done = [e for e in feed.episodes if e.complete]
         if self._differs("episodes", done):
-            self.panels.draw_episodes(self.sources, done)
+            self._figure(partial(self.panels.draw_episodes, self.sources, done))
         if self._differs("timeline", (feed.timeline.version, len(feed.lines), feed.boot, len(feed.watched))):
             marks = [[line.seq, line.kind, plain(line.text, 120), line.time_s] for line in feed.lines if line.kind != "steady"]
             marks += [watch_mark(w) for w in feed.watched]
-            self.sources.timeline.data = {"json": [json.dumps({**feed.timeline.data, "marks": marks})]}
+            self.tell("timeline", json=json.dumps({**feed.timeline.data, "marks": marks}))
         if self.tab == "features":
             text = json.dumps(features(feed, self.pins))
             if self._differs("features", text):
-                self.sources.features.data = {"json": [text]}
+                self.tell("features", json=text)
+
+    def _heatmap(self, snapshot: Snapshot | None, rows: Sequence[int], metrics: Sequence[str], names: Mapping[int, str]) -> None:
+        self.sources.cells.data = cells(snapshot, rows, metrics, ROWS, names)
+        self.panels.fit(len(rows), [names[f] for f in rows], [plain(m, 21) for m in metrics])
 
     def _metrics(self) -> tuple[str, ...]:
         """The heatmap's columns, as far as its snapshot knows them."""
@@ -399,7 +457,7 @@ class Page:
         learn = told(self.feed, self.hub.starter)
         text = json.dumps(state(self.feed, self.cursor, drawing, self.snapshot, self.pins, self.note, learn))
         if self._differs("state", text):
-            self.sources.state.data = {"json": [text]}
+            self.tell("state", json=text)
 
 
 def _quoted(feed: Feed) -> float:

@@ -52,7 +52,7 @@ class Sources:
     episodes: ColumnDataSource = field(default_factory=lambda: _source(episode=[], total=[], steps=[], how=[]))
     state: ColumnDataSource = field(default_factory=lambda: _source(json=[""]))
     features: ColumnDataSource = field(default_factory=lambda: _source(json=[""]))
-    picture: ColumnDataSource = field(default_factory=lambda: _source(uri=[""]))
+    picture: ColumnDataSource = field(default_factory=lambda: _source(jpeg=[None]))
     why: ColumnDataSource = field(default_factory=lambda: _source(json=[""]))
     tokens: ColumnDataSource = field(default_factory=lambda: _source(json=[""]))
     """A language model's text, as increments; nothing of an agent."""

@@ -29,7 +29,6 @@ window.itime = (() => {
     slider.addEventListener("pointermove", (e) => { if (drag) { drag[1] = seqAt(e); paint(); } else point(e); });
     slider.addEventListener("pointerup", () => { if (drag) { range(Math.min(...drag), Math.max(...drag)); drag = null; } });
     slider.addEventListener("pointerleave", () => window.idraw.tip(null));
-    send({ op: "hello" });
     setInterval(age, 500);
   }
 
