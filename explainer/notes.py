@@ -179,7 +179,8 @@ def unwritable(path: Path) -> str | None:
     """Why a database cannot be written, None where it can."""
     if not path.is_file():
         return f"{path} does not exist; `interlatent-live analyze` makes it"
-    if not (os.access(path, os.W_OK) and os.access(path.absolute().parent, os.W_OK)):
+    effective = os.access in os.supports_effective_ids
+    if not all(os.access(place, os.W_OK, effective_ids=effective) for place in (path, path.absolute().parent)):
         return f"{path} or its folder may not be written (a read-only disk, or another user's): copy it to where you may, and open that"
     return None
 

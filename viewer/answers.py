@@ -1,7 +1,8 @@
 """What the server answers beside the page: a feature's page and data, pictures, a predicate tried, spans compared, a clip.
 
-Read-only, by GET; what runs long runs in the finder's thread. Access is the page's own: a signed cookie where there is a
-token; else only under the names of this machine, so that no site of another name can read along (DNS rebinding).
+By GET nothing is ever written; names and notes come by POST, see `writing`. What runs long runs in the finder's thread.
+Access is the page's own: a signed cookie where there is a token; else only under the names of this machine, so that no site
+of another name can read along (DNS rebinding).
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from urllib.parse import urlsplit
 
 from tornado.web import HTTPError, RequestHandler
 
-from interlatent_live.stream.errors import InterlatentError
+from interlatent_live.stream.errors import InterlatentError, NoteError
 from interlatent_live.viewer.access import COOKIE, LOOPBACK, Access
 from interlatent_live.viewer.assets import document
 from interlatent_live.viewer.finding import Finder
+from interlatent_live.viewer.listing import ALL
+from interlatent_live.viewer.writing import Writing, foreign, owner_of, read_body
 
 __all__ = ["routes"]
 
@@ -31,8 +34,8 @@ _POLICY: Final = (
 class _Answer(RequestHandler):
     """What they share."""
 
-    def initialize(self, finder: Finder, access: Access) -> None:
-        self.finder, self.access = finder, access
+    def initialize(self, finder: Finder, access: Access, writing: Writing) -> None:
+        self.finder, self.access, self.writing = finder, access, writing
 
     def set_default_headers(self) -> None:
         self.set_header("Cache-Control", "no-store")
@@ -80,13 +83,53 @@ class _Feature(_Answer):
 
     async def get(self, hash: str, number: str, twin: str | None) -> None:
         found = await self.ask(self.finder.feature, hash, int(number))
+        self.set_status(404 if found is None else 200)
+        if found is not None:
+            found |= {"notes": _own(found["notes"], owner_of(self)), "writing": self.writing.about(self.access)}
         if twin:
-            self.set_status(404 if found is None else 200)
             self.data({"error": "no such feature here"} if found is None else found)
             return
-        self.set_status(404 if found is None else 200)
         embed = "embed" in self.request.query_arguments
+        if not embed:  # what writes is in no frame of another site, where a click may be stolen; the panel alone has nothing that writes
+            self.set_header("Content-Security-Policy", f"{_POLICY}; frame-ancestors 'self'")
         self.finish(document("feature", found, embed=embed))
+
+    async def post(self, hash: str, number: str, _: str | None) -> None:
+        """`{"do": "name" | "undo" | "add" | "edit" | "delete", …}`; the answer is what is said of the feature now."""
+        refused = foreign(self, self.access) or self.writing.why_not()
+        if refused is not None:
+            self._wrong(403, refused)
+            return
+        try:
+            command, owner = read_body(self), owner_of(self, make=True)
+            known = await self.ask(self.finder.known, hash)
+            if known is None:
+                raise NoteError("this database does not know that dictionary")
+            await self.writing.write(known, int(number), command, owner)
+        except NoteError as error:  # a mistake in what was typed is data, as everywhere here
+            self._wrong(200, str(error))
+            return
+        except InterlatentError as error:
+            self._wrong(503, str(error))
+            return
+        found = await self.ask(self.finder.said, known, int(number))
+        self.data({"error": None, **found, "notes": _own(found["notes"], owner)})
+
+    def _wrong(self, status: int, why: str) -> None:
+        self.set_status(status)
+        self.data({"error": why})
+
+
+def _own(notes: list[dict[str, Any]], owner: str) -> list[dict[str, Any]]:
+    """Notes for one browser: which of them are its own, and whose nobody is told."""
+    return [{**{k: v for k, v in note.items() if k != "owner"}, "own": bool(owner) and note["owner"] == owner} for note in notes]
+
+
+class _Writing(_Answer):
+    """`/writing`: whether names and notes can be written here, and why not."""
+
+    async def get(self) -> None:
+        self.data(self.writing.about(self.access))
 
 
 class _Picture(_Answer):
@@ -112,6 +155,13 @@ class _Try(_Answer):
         self.data(await self.ask(self.finder.attempt, text, point))
 
 
+class _Features(_Answer):
+    """`/features?boot=…&layer=all`: the list of features of other layers."""
+
+    async def get(self) -> None:
+        self.data(await self.ask(self.finder.features, self.word("boot"), self.word("layer", ALL)))
+
+
 class _Compare(_Answer):
     """`/compare?boot=…&env=0&a=120-480&b=rest`: what differs."""
 
@@ -131,13 +181,15 @@ class _Clip(_Answer):
         self.finish(made)
 
 
-def routes(finder: Finder, access: Access) -> list[tuple[str, type[RequestHandler], dict[str, Any]]]:
+def routes(finder: Finder, access: Access, writing: Writing) -> list[tuple[str, type[RequestHandler], dict[str, Any]]]:
     """For bokeh.server.server.Server(extra_patterns=…)."""
-    given = {"finder": finder, "access": access}
+    given = {"finder": finder, "access": access, "writing": writing}
     return [
         (r"/feature/([^/]{1,200})/(\d{1,9})(\.json)?", _Feature, given),
         (r"/picture/([^/]{1,200})/(\d{1,9})/(\d{1,15})", _Picture, given),
+        (r"/writing", _Writing, given),
         (r"/try", _Try, given),
+        (r"/features", _Features, given),
         (r"/compare", _Compare, given),
         (r"/clip", _Clip, given),
     ]

@@ -24,6 +24,7 @@ from interlatent_live.viewer.hub import Hub
 from interlatent_live.viewer.line import Line
 from interlatent_live.viewer.offer import Starter
 from interlatent_live.viewer.page import application
+from interlatent_live.viewer.writing import Writing
 
 __all__ = ["DEFAULT_PORT", "serve"]
 
@@ -48,9 +49,10 @@ def serve(
     stop: Callable[[], bool] = lambda: False,
     on_ready: Callable[[str], None] = lambda url: None,
     starter: Starter | None = None,
+    read_only: bool = False,
 ) -> None:
     """Serve the page of a database, which may appear later, until `stop()`. `port` 0 takes a free one; `on_ready` gets the URL.
-    `starter`: what the page's button to learn a dictionary calls; without it there is no button.
+    `starter`: what the page's button to learn a dictionary calls; without it there is no button. `read_only`: take no names or notes.
 
     `token_file`, `origins`: what an address beyond this machine needs: see `Access`.
 
@@ -68,7 +70,7 @@ def serve(
         if error.errno == errno.EADDRINUSE:
             raise EndpointInUse(f"port {port} of {address} is taken; name another with --port, or 0 for a free one") from error
         raise EndpointError(f"the page cannot be served at {address}:{port}: {error.strerror}") from error
-    hub, finder = Hub(db, starter), Finder(db)
+    hub, finder, writing = Hub(db, starter), Finder(db), Writing(db, read_only)
     handler = FunctionHandler(application(hub))
     loop = IOLoop()
     try:
@@ -76,11 +78,12 @@ def serve(
             {"/": Application(handler)}, io_loop=loop, port=port, address=address, num_procs=1,
             check_unused_sessions_milliseconds=2_000, unused_session_lifetime_milliseconds=15_000,
             keep_alive_milliseconds=10_000,
-            extra_patterns=[*routes(finder, access), (r"/line", Line, {"hub": hub, "access": access})], **access.options(),
+            extra_patterns=[*routes(finder, access, writing), (r"/line", Line, {"hub": hub, "access": access})], **access.options(),
         )  # fmt: skip
     except OSError as error:
         loop.close()
         finder.close()
+        writing.close()
         raise EndpointError(f"the page cannot be served at {address}:{port}: {error.strerror}") from error
     url = f"http://{f'[{address}]' if ':' in address else address}:{server.port}/"
 
@@ -102,4 +105,5 @@ def serve(
         server.unlisten()
         hub.close()
         finder.close()
+        writing.close()
         loop.close(all_fds=True)

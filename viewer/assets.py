@@ -15,6 +15,7 @@ SCRIPTS: Final = (
     "draw.js", "time.js", "lists.js", "keys.js", "save.js", "learn.js", "why.js", "find.js", "tokens.js", "line.js", "page.js",
 )  # fmt: skip
 
+_PART: Final = re.compile(r"/\* (\w+\.(?:css|js)) \*/")
 _EXTRAS: Final = re.compile(r"<script[^>]*/bokeh-(?:gl|widgets|tables|mathjax)[^>]*></script>")
 """2.7 MB of Bokeh that no figure here uses: half of the time to the first paint."""
 
@@ -35,10 +36,8 @@ def template() -> Any:
 
 
 def document(name: str, data: Any, **body: bool) -> str:
-    """A page without Bokeh, from `<name>.html`: its script draws `data`. `body`: set as data attributes where true."""
-    made = read(f"{name}.html")
-    for part in ("page.css", f"{name}.css", f"{name}.js"):
-        made = made.replace(f"/* {part} */", read(part))
+    """A page without Bokeh, from `<name>.html`: its scripts draw `data`. `body`: set as data attributes where true."""
+    made = _PART.sub(lambda part: read(part[1]), read(f"{name}.html"))
     text = json.dumps(data, allow_nan=False).replace("<", "\\u003c")  # ASCII, and no tag can begin in it
     attributes = " ".join(f"data-{key}" for key, on in body.items() if on)
     return made.replace("data-body", attributes).replace('"data of the page"', text)

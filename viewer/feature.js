@@ -45,11 +45,12 @@
   function head() {
     const back = link("/", "← The page"), json = link(`${fe(data.feature)}.json`, "JSON");
     back.addEventListener("click", (e) => { if (document.referrer.startsWith(location.origin) && history.length > 1) { e.preventDefault(); history.back(); } });
-    const h1 = node("h1", "", node("b", "", data.name), data.label || "unexplained");
     const d = data.dictionary, of = [data.run, data.environment, `${d.name}${d.kind === "neurons" ? "" : "#" + d.hash.slice(0, 8)}`, d.point].filter(Boolean).join(" · ");
-    const by = [data.named_by_user ? "named by you" : "", data.source ? `by ${data.source}` : "", data.version ? `version ${data.version}` : ""].filter(Boolean).join(", ");
-    const top = node("div", "top", node("nav", "", back, json), h1, node("span", "of", of, by ? ` · ${by}` : ""));
+    const by = [data.source ? `by ${data.source}` : "", data.version ? `version ${data.version}` : ""].filter(Boolean).join(", ");
+    const top = node("div", "top", node("nav", "", back, json), ...people.heading(), node("span", "of", of, by ? ` · ${by}` : ""));
     top.querySelector("nav").setAttribute("aria-label", "This feature");
+    const origin = people.origin();
+    if (origin) top.append(origin);
     top.append(node("p", "saying", data.description || (data.label ? "" : "Nobody has explained this feature yet. An explainer does: interlatent-live explain --db …")));
     if (data.predicate) top.append(node("p", "rule", "active where ", node("code", "", data.predicate)));
     if (data.stale) top.append(node("p", "stale", `stale: ${data.stale}`));
@@ -59,30 +60,33 @@
   // Balanced accuracy on a line from 0.4 to 1: interval, value, and the shuffled control as a dashed tick.
   function score() {
     const s = data.score;
-    if (!s || !known(s.balanced_accuracy)) return card("Score", "", node("p", "big", "unscored"), node("p", "", data.label ? "Nothing has tested this explanation yet, or a class is missing on held-out episodes." : "There is nothing to score."));
+    if (!s || !known(s.balanced_accuracy)) return card("Score", "", node("p", "big", "unscored"), node("p", "", data.label ? `Nothing has tested this explanation yet, or a class is missing on held-out ${episodes}.` : "There is nothing to score."));
     const x = (v) => 6 + (Math.max(0.4, Math.min(1, v)) - 0.4) / 0.6 * 288, parts = [svg("line", { class: "axis", x1: 6, x2: 294, y1: 20, y2: 20 })];
     for (const v of [0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1]) parts.push(svg("text", { x: x(v), y: 44, "text-anchor": v === 0.4 ? "start" : v === 1 ? "end" : "middle" }, v.toFixed(1)));
     if (known(s.low)) parts.push(svg("line", { class: "span", x1: x(s.low), x2: x(s.high), y1: 20, y2: 20 }));
     if (known(s.shuffled)) parts.push(svg("line", { class: "control", x1: x(s.shuffled), x2: x(s.shuffled), y1: 8, y2: 32 }));
     parts.push(svg("circle", { class: "dot", cx: x(s.balanced_accuracy), cy: 20, r: 5 }));
-    const interval = known(s.low) ? `95 % ${two(s.low)} … ${two(s.high)}` : "no interval: too few episodes", control = known(s.shuffled) ? `shuffled explanations ${two(s.shuffled)} (dashed)` : "no shuffled control: nothing else to shuffle with";
+    const interval = known(s.low) ? `95 % ${two(s.low)} … ${two(s.high)}` : `no interval: too few ${episodes}`, sentence = s.kind && s.kind !== "predicate";
+    const control = sentence ? (known(s.shuffled) ? `another feature's sentence ${two(s.shuffled)} (dashed)` : "no control") : known(s.shuffled) ? `shuffled explanations ${two(s.shuffled)} (dashed)` : "no shuffled control: nothing else to shuffle with";
+    const judged = (data.scores ?? []).filter((j) => j.judge && known(j.balanced_accuracy)).map((j) => node("p", "", `Its sentence, judged by ${j.judge} on ${whole(j.frames)} pieces of ${whole(j.episodes)} held-out texts: ${j.kind} ${two(j.balanced_accuracy)}${known(j.low) ? ` (95 % ${two(j.low)} … ${two(j.high)})` : ""}, another feature's sentence ${two(j.shuffled)}, chance up to ${two(j.chance)}.`));
+    if (sentence) return card("Score", "", node("p", "big", two(s.balanced_accuracy), node("small", "", `  ${s.kind}, ${interval}`)), image([300, 48], `${s.kind} ${two(s.balanced_accuracy)}, ${interval}, ${control}`, ...parts), ...judged);
     return card("Score", "", node("p", "big", two(s.balanced_accuracy), node("small", "", `  balanced accuracy, ${interval}`)), image([300, 48], `${two(s.balanced_accuracy)}, ${interval}, ${control}`, ...parts),
-      node("p", "", `${control}. ${whole(s.frames)} frames of ${whole(s.episodes)} ${s.basis === "live" ? "episodes of this stream that it was not made from" : "held-out episodes"}, active in ${whole(s.positives)}; sensitivity ${two(s.sensitivity)}, specificity ${two(s.specificity)}.`));
+      node("p", "", `${control}. ${whole(s.frames)} ${frames} of ${whole(s.episodes)} ${s.basis === "live" ? `${episodes} of this stream that it was not made from` : `held-out ${episodes}`}, active in ${whole(s.positives)}; sensitivity ${two(s.sensitivity)}, specificity ${two(s.specificity)}.`), ...judged);
   }
 
   function histogram() {
     const a = data.activity, h = data.histogram, parts = [];
-    parts.push(node("p", "big", a ? percent(a.density) : "–", node("small", "", a ? `  of ${whole(a.frames)} frames; largest ${short(a.maximum)}, mean when active ${short(a.mean)}` : "  no activity is kept yet")));
-    if (!h) return card("How often, how strongly", "", ...parts, node("p", "", "The newest frames are of another dictionary, so no histogram is drawn."));
-    if (!h.active) return card("How often, how strongly", "", ...parts, node("p", "", `Silent in the newest ${whole(h.frames)} frames.`));
+    parts.push(node("p", "big", a ? percent(a.density) : "–", node("small", "", a ? `  of ${whole(a.frames)} ${frames}; largest ${short(a.maximum)}, mean when active ${short(a.mean)}` : "  no activity is kept yet")));
+    if (!h) return card("How often, how strongly", "", ...parts, node("p", "", `The newest ${frames} are of another dictionary, so no histogram is drawn.`));
+    if (!h.active) return card("How often, how strongly", "", ...parts, node("p", "", `Silent in the newest ${whole(h.frames)} ${frames}.`));
     const most = Math.max(...h.counts), bars = h.counts.map((c, i) => svg("rect", { class: "fill", x: i * 300 / h.counts.length + 0.5, width: Math.max(1, 300 / h.counts.length - 1), y: 70 - 66 * c / most, height: 66 * c / most }));
     bars.push(svg("line", { class: "axis", x1: 0, x2: 300, y1: 70.5, y2: 70.5 }), svg("text", { x: 0, y: 84 }, short(h.edges[0])), svg("text", { x: 300, y: 84, "text-anchor": "end" }, short(h.edges.at(-1))), svg("text", { x: 150, y: 84, "text-anchor": "middle" }, "activation"));
-    return card("How often, how strongly", "", ...parts, image([300, 88], `Histogram of ${whole(h.active)} activations from ${short(h.edges[0])} to ${short(h.edges.at(-1))}`, ...bars), node("p", "", `activations where active: ${whole(h.active)} of the newest ${whole(h.frames)} frames, most in a bin ${whole(most)}`));
+    return card("How often, how strongly", "", ...parts, image([300, 88], `Histogram of ${whole(h.active)} activations from ${short(h.edges[0])} to ${short(h.edges.at(-1))}`, ...bars), node("p", "", `activations where active: ${whole(h.active)} of the newest ${whole(h.frames)} ${frames}, most in a bin ${whole(most)}`));
   }
 
   function effect() {
     const e = data.effect, name = "Causal effect";
-    if (!e) return card(name, "", node("p", "", "Not measured. It needs rollouts of the agent with the feature suppressed: interlatent-live experiment ablate"));
+    if (!e) return card(name, "", node("p", "", data.text ? "Not measured. Steering tries it while the model writes: interlatent-live steer" : "Not measured. It needs rollouts of the agent with the feature suppressed: interlatent-live experiment ablate"));
     if (e.problem) return card(name, "", node("p", "", e.problem));
     const doing = { ablate: "suppressing it", scale: `scaling it by ${short(e.strength)}`, clamp: `clamping it at ${short(e.strength)}`, add: `adding ${short(e.strength)}` }[e.operation] ?? e.operation;
     const unit = e.action_unit === "kl" ? "in probability" : "standard deviations", sure = known(e.q_action) && e.q_action < 0.05;
@@ -143,8 +147,8 @@
       name.title = c.about;
       return node("tr", sure ? "" : "faint", name, node("td", "n", signed(now.r)), node("td", "n", known(now.low) ? `${signed(now.low)} … ${signed(now.high)}` : "–"), node("td", "n", signed(c.start?.r)), cell, best);
     });
-    const step = data.step_period_s ? ` of ${short(1000 * data.step_period_s)}\u202fms` : "";
-    return card(["Goes with ", node("small", "", "correlation r; faint: not significant")], "half", table([["metric", ""], ["last minute", "n"], ["95 %", "n"], ["from start", "n"], [`lag ±${span}`, "n"], ["largest, with the metric", "n"]], rows), node("p", "", `Lags in steps${step}, within episodes of the newest frames: a metric that follows later may be what the feature foresees or brings about; correlation does not say which.`));
+    const step = data.text ? " (tokens)" : data.step_period_s ? ` of ${short(1000 * data.step_period_s)}\u202fms` : "";
+    return card(["Goes with ", node("small", "", "correlation r; faint: not significant")], data.text ? "half" : "half tall", table([["metric", ""], ["last minute", "n"], ["95 %", "n"], ["from start", "n"], [`lag ±${span}`, "n"], ["largest, with the metric", "n"]], rows), node("p", "", `Lags in steps${step}, within ${episodes} of the newest ${frames}: a metric that follows later may be what the feature foresees or brings about; correlation does not say which.`));
   }
 
   function others(name, about, rows, key) {
@@ -166,23 +170,31 @@
     })));
   }
 
-  // Names are written by a command, never from a browser: this page only reads.
-  function rename() {
-    const input = node("input"), code = node("code"), copy = node("button", "", "Copy"), label = node("label", "name", "Call it ", input);
-    const quote = (v) => `'${v.replaceAll("'", "'\\''")}'`, show = () => { code.textContent = data.rename.replace(/LABEL$/, () => quote(input.value.trim() || "a name of yours")); };
-    input.maxLength = 80;
-    input.value = data.named_by_user ? data.label : "";
-    input.addEventListener("input", show);
+  // Where this page may not write, a command does.
+  function command() {
+    const code = node("code", "", data.rename.replace(/LABEL$/, "'a name of yours'")), copy = node("button", "", "Copy");
     code.tabIndex = 0;
     code.setAttribute("role", "group");
     code.setAttribute("aria-label", "Command that names it");
     copy.addEventListener("click", () => navigator.clipboard?.writeText(code.textContent).then(() => { copy.textContent = "Copied"; document.querySelector("#said").textContent = "Copied"; }, () => {}));
-    show();
-    return card("Your name for it", "half", label, node("div", "command", code, copy), node("p", "", "This page only reads; the command writes. Your names win over an explainer's. With --try 'PREDICATE' your rule is kept and scored with it."));
+    return card("A name of yours", "half", node("p", "", "This page writes nothing; where the database may be written, a command does. Your names win over an explainer's."), node("div", "command", code, copy));
   }
 
-  const grid = node("div", "grid", score(), histogram(), effect(), windows(), correlations(), actions());
-  grid.append(others("Similar direction", ["cosine of decoder columns", data.dictionary.kind === "neurons" ? "Neurons have no decoder." : "The dictionary's file is not at hand, so decoder columns cannot be compared."], data.similar, "cosine"), others("Active together", ["r of being active, newest frames", "No other feature is active with it in the newest frames."], data.together, "r"), versions(), rename());
-  host.append(head(), grid);
-  document.title = `${data.name}${data.label ? " " + data.label : ""} – Interlatent Live`;
+  let people, text;
+  function draw() {
+    const open = document.querySelector(".notes details")?.open;
+    const parts = [score(), histogram(), effect(), data.text ? text.windows() : windows()];
+    if (data.text) parts.push(text.tokens(), correlations()); else parts.push(correlations(), actions());
+    parts.push(people.notes(), versions(), others("Similar direction", ["cosine of decoder columns", data.dictionary.kind === "neurons" ? "Neurons have no decoder." : "The dictionary's file is not at hand, so decoder columns cannot be compared."], data.similar, "cosine"), others("Active together", [`r of being active, newest ${frames}`, `No other feature is active with it in the newest ${frames}.`], data.together, "r"));
+    if (data.writing?.why && document.body.dataset.embed === undefined) parts.push(command());
+    host.replaceChildren(head(), node("div", "grid", ...parts));
+    if (open) document.querySelector(".notes details").open = true;
+    document.title = `${data.name}${data.label ? " " + data.label : ""} – Interlatent Live`;
+  }
+
+  const frames = data.text ? "tokens" : "frames", episodes = data.text ? "texts" : "episodes";
+  const kit = { node, card, table, known, link, two, short, whole, percent, fe, draw };
+  people = window.ipeople(data, kit);
+  text = window.icontexts(data, kit);
+  draw();
 })();

@@ -24,9 +24,10 @@ from interlatent_live.explainer.reading import Explanation, Pages, ScoreRow
 from interlatent_live.explainer.source import Frames
 from interlatent_live.stream.errors import DictionaryError
 from interlatent_live.stream.manifest import Manifest
+from interlatent_live.viewer import contexts
 from interlatent_live.viewer.window import merge, piece
 
-__all__ = ["called", "feature", "finite"]
+__all__ = ["called", "feature", "finite", "said"]
 
 WINDOWS: Final = 8
 BINS: Final = 32
@@ -34,6 +35,8 @@ LAGS: Final = 25
 """Steps to either side."""
 LAGGED: Final = 6
 """Metrics whose lags are computed: those that go with it most."""
+LAG_FRAMES: Final = 20_000
+"""Newest frames of which lags are computed."""
 EXPLAINED: Final = 120
 """Newest explained frames that are looked through for what the feature does to the action."""
 ALIKE: Final = 8
@@ -65,19 +68,23 @@ def finite(value: Any) -> Any:
 def feature(pages: Pages, dictionary: DictionaryRow, number: int, frames: Frames | None) -> dict[str, Any]:
     """All of it. `frames`: the newest frames of this very dictionary; None where the newest are of another."""
     found = {e.feature: e for e in pages.explanations(dictionary.hash, everything=True)}
-    mine = found.get(number)
     sections = _sections(pages, dictionary)
     manifest = pages.manifest(sections[-1].manifest_hash) if sections else None
-    versions = pages.versions(dictionary.hash, number)
-    name = called(dictionary, number)
+    name, activity, text = called(dictionary, number), _activity(pages, sections, number), contexts.is_text(pages, sections)
+    scale = float(activity["maximum"]) if activity else 0.0
     data: dict[str, Any] = {
         "feature": number, "name": name, "run": pages.run(), "features": dictionary.features,
         "dictionary": {"hash": dictionary.hash, "name": dictionary.name, "kind": dictionary.kind, "point": dictionary.point},
         "environment": manifest.environment if manifest else "", "agent": manifest.agent if manifest else "",
         "step_period_s": manifest.step_period_s if manifest else None,
-        **_said(mine), "versions": [_version(v) for v in versions],
-        "activity": _activity(pages, sections, number), "histogram": _histogram(frames, number),
-        "windows": _windows(pages, sections, number), "correlations": _correlations(pages, sections, manifest, number),
+        **said(pages, dictionary.hash, number, found.get(number)),
+        "text": contexts.counted(frames, number, scale) if text else None,
+        "activity": activity, "histogram": _histogram(frames, number),
+        "windows": [
+            contexts.window(pages, section, peak, number, scale) if text else _window(pages, section, peak, number)
+            for section, peak in _strongest(pages, sections, number)
+        ],
+        "correlations": _correlations(pages, sections, manifest, number),
         "effect": _effect(dictionary, manifest, number), "actions": _actions(pages, sections, dictionary, number),
         "similar": _named(_similar(dictionary, number), found, dictionary, "cosine"),
         "together": _named(_together(frames, number), found, dictionary, "r"),
@@ -97,13 +104,24 @@ def _score(score: ScoreRow | None) -> dict[str, Any] | None:
     return None if score is None else asdict(score)
 
 
-def _said(mine: Explanation | None) -> dict[str, Any]:
+def said(pages: Pages, dictionary_hash: str, number: int, mine: Explanation | None = None) -> dict[str, Any]:
+    """What explainer and people say of a feature. `mine`: its explanation, where it was read already."""
+    mine = mine or next((e for e in pages.explanations(dictionary_hash, everything=True) if e.feature == number), None)
+    people = {
+        "versions": [_version(v) for v in pages.versions(dictionary_hash, number)],
+        "names": [{"label": n.label, "author": n.author, "wall_ns": n.wall_ns} for n in pages.names(dictionary_hash, number)],
+        "notes": [
+            {"id": n.id, "author": n.author, "text": n.text, "wall_ns": n.wall_ns, "edited_wall_ns": n.edited_wall_ns, "owner": n.owner}
+            for n in pages.notes(dictionary_hash, number)
+        ],
+    }
     if mine is None:
-        return dict.fromkeys(("label", "description", "predicate", "source", "stale", "score", "explanation"))
+        fields = ("label", "own_label", "description", "predicate", "source", "stale", "score", "explanation")
+        return {**dict.fromkeys(fields), "named_by_user": False, **people}
     return {
-        "label": mine.label, "named_by_user": mine.named_by_user, "description": mine.description, "predicate": mine.predicate,
-        "source": mine.source, "made_from": mine.made_from, "version": mine.version, "stale": mine.stale, "score": _score(mine.score),
-        "scores": [_score(s) for s in mine.scores],
+        "label": mine.label, "named_by_user": mine.named_by_user, "own_label": mine.own_label, "description": mine.description,
+        "predicate": mine.predicate, "source": mine.source, "made_from": mine.made_from, "version": mine.version, "stale": mine.stale,
+        "score": _score(mine.score), "scores": [_score(s) for s in mine.scores], **people,
     }  # fmt: skip
 
 
@@ -141,8 +159,8 @@ def _histogram(frames: Frames | None, number: int) -> dict[str, Any] | None:
     return {"edges": edges, "counts": counts, "frames": encoded, "active": len(values)}
 
 
-def _windows(pages: Pages, sections: Sequence[Section], number: int) -> list[dict[str, Any]]:
-    """The strongest stored windows, one an episode where there are enough, with the activation over their frames."""
+def _strongest(pages: Pages, sections: Sequence[Section], number: int) -> list[tuple[Section, Peak]]:
+    """The strongest stored windows, one an episode where there are enough, the strongest first."""
     peaks = [(section, peak) for section in sections for peak in pages.peaks(section.id, number)]
     peaks.sort(key=lambda sp: (-abs(sp[1].value), sp[0].id, sp[1].seq))
     seen: set[tuple[str, int, int]] = set()
@@ -152,8 +170,7 @@ def _windows(pages: Pages, sections: Sequence[Section], number: int) -> list[dic
         key = section.boot, peak.env, peak.episode
         (others if key in seen else firsts).append((section, peak))
         seen.add(key)
-    chosen = sorted([*firsts, *others][:WINDOWS], key=lambda sp: -abs(sp[1].value))
-    return [_window(pages, section, peak, number) for section, peak in chosen]
+    return sorted([*firsts, *others][:WINDOWS], key=lambda sp: -abs(sp[1].value))
 
 
 def _window(pages: Pages, section: Section, peak: Peak, number: int) -> dict[str, Any]:
@@ -225,7 +242,7 @@ def _lags(frames: Frames | None, number: int, metrics: Sequence[str]) -> list[di
         for lag in lags:
             x = table.lagged(name, lag) if lag > 0 else table.number(name)
             y = table.lagged(metric, -lag) if lag < 0 else table.number(metric)
-            values.append(_pearson(np.asarray(x, np.float64), np.asarray(y, np.float64)))
+            values.append(_pearson(np.asarray(x[-LAG_FRAMES:], np.float64), np.asarray(y[-LAG_FRAMES:], np.float64)))
         known = np.array(values)
         best = int(np.nanargmax(np.abs(known))) if np.isfinite(known).any() else None
         found.append({

@@ -105,6 +105,8 @@ class Feed:
         self.watched: list[WatchedFrame] = []
         """Frames in which a watchpoint's predicate came true, oldest first."""
         self.explained = False
+        self._named = 0
+        """The last change of a name that was read."""
         self.scalars: dict[str, list[tuple[int, float | None]]] = {}
         self.origin: dict[str, str] = {}
         """Where the frames come from, as the analyzer noted it: 'endpoint' and 'follows', or 'recording'."""
@@ -226,7 +228,7 @@ class Feed:
             self.window, self._last_batch = Window(SPAN_S + 2), 0
             self._counted, self.non_finite = None, 0
             self._begin_drawing()
-            self.explanations, self._blocks, self.learning, self.timeline = {}, None, Learning(), Timeline()
+            self.explanations, self._blocks, self.learning, self.timeline, self._named = {}, None, Learning(), Timeline(), 0
         self.section = section
         alike = (s.id for s in sections if s.dictionary_hash == section.dictionary_hash and s.point == section.point)
         self._sections = list(alike)[-4:]
@@ -309,13 +311,19 @@ class Feed:
     def _pull_sentences(self) -> None:
         self.explained = self.reader.explained()
         self.watched = self.reader.watched(self.boot.boot, self.env) if self.boot is not None else []
+        self._pull_labels()
         if not self.explained or self.boot is None:
             return
         self.learnt = self.reader.explainer_status()
         kept = self.lines[:-_REREAD]  # a language model's wording may still come to the newest
         new = [line for line in self.reader.narration(self.boot.boot, kept[-1].id if kept else 0, LINES) if line.env == self.env]
         self.lines = [*kept, *new][-LINES:]
-        if self.dictionary is not None and self.slow % _TIMELINE_LOOKS == 0:
+
+    def _pull_labels(self) -> None:
+        """Explanations every few looks; at once where somebody named a feature."""
+        named = self.reader.newest_name()
+        if self.dictionary is not None and (named != self._named or (self.explained and self.slow % _TIMELINE_LOOKS == 0)):
+            self._named = named
             found = self.reader.explanations(self.dictionary.hash, everything=True)
             self.explanations = {e.feature: e for e in found if e.label}
 

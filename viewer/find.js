@@ -2,7 +2,7 @@
 // Finding: links to features, filters and order of their list, predicates tried, spans compared, the clip. Its state is the address's part after #.
 window.ifind = (() => {
   const q = (query) => document.querySelector(query), known = (v) => v !== null && v !== undefined;
-  const KEYS = ["find", "score", "low", "high", "r", "sort", "when", "a", "b"], FILTERS = ["score", "low", "high", "r"];
+  const KEYS = ["find", "layer", "score", "low", "high", "r", "sort", "when", "a", "b"], FILTERS = ["score", "low", "high", "r"];
   const state = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
   let source = "", boot = "", env = 0, list = [], asked = 0;
 
@@ -28,6 +28,9 @@ window.ifind = (() => {
   function link(feature, text, hash) { const a = node("a", "", text); a.href = href(feature, hash); return a; }
 
   function ready() {
+    q(".filters").prepend(layer.label);
+    layer.select.addEventListener("change", () => { keep("layer", layer.select.value); other = null; window.ilists.fill(); load(); });
+    setInterval(() => { if (state.layer && !q("#panel-features").hidden && !document.hidden) load(); }, 5000);
     q("#search").value = state.find ?? "";
     for (const name of FILTERS) {
       const input = q(`[data-filter=${name}]`);
@@ -49,12 +52,45 @@ window.ifind = (() => {
     if (boot) compare();
   }
 
+  // Tap points: the list is of the one that is shown, of another, or of all; other ones are asked for.
+  const layer = { label: node("label", "layer", "layer "), select: node("select"), key: "" };
+  layer.label.append(layer.select);
+  layer.label.hidden = true;
+  let other = null, loading = 0;
+  function offered(sources) {
+    const key = JSON.stringify([sources, source]), several = Object.keys(sources).length > 1;
+    if (key === layer.key) return;
+    layer.key = key;
+    layer.label.hidden = !several;
+    if (state.layer && state.layer !== "all" && !(state.layer in sources) || !several) { keep("layer", ""); other = null; }
+    const option = (value, text) => { const o = node("option", "", text); o.value = value; return o; };
+    layer.select.replaceChildren(option("", `shown: ${sources[source] ?? source}`), option("all", "all"), ...Object.entries(sources).filter(([k]) => k !== source).map(([k, text]) => option(k, text)));
+    if (state.layer === source) keep("layer", "");
+    layer.select.value = state.layer ?? "";
+    if (state.layer && boot) load();
+  }
+  async function load() {
+    const wanted = state.layer, turn = ++loading;
+    if (!wanted || !boot) return;
+    const found = await fetched(`/features?${new URLSearchParams({ boot, layer: wanted })}`);
+    if (turn !== loading || found.error) return;
+    other = found;
+    window.ilists.fill();
+  }
+  // Rows of the chosen layer. Those of the shown one can be pinned, the others have a page.
+  function layered(all) {
+    if (!state.layer) return all;
+    const mine = new Map(all.filter((f) => f.kind === "feature").map((f) => [f.by.feature, f]));
+    return (other?.rows ?? []).map((f) => { const known = f.layer === source ? mine.get(f.by.feature) : null; return { ...f, pin: known?.pin ?? "", pinned: known?.pinned ?? false }; });
+  }
+
   // What the server says is looked at; a comparison that the address asks for waits for it.
   let opened = false;
   function about(s) {
     source = s.source;
     boot = s.boot;
     env = s.env;
+    offered(s.sources);
     if (!opened && boot) compare();   // what the address asks for
     opened = opened || Boolean(boot);
     const place = window.itime.place(), at = place.live ? place.newest : place.seq;
@@ -63,12 +99,14 @@ window.ifind = (() => {
 
   // the list of features
 
-  function pick(all, words) {
+  const SHOWN = 400;
+  function pick(given, words) {
+    const all = layered(given);
     list = all;
     const bound = (name, otherwise) => { const v = parseFloat(state[name]); return Number.isFinite(v) ? v : otherwise; };
     const score = bound("score", null), low = bound("low", null), high = bound("high", null), r = bound("r", null);
     const filtered = score !== null || low !== null || high !== null || r !== null;
-    let rows = all.filter((f) => words.every((w) => `${f.name} ${f.label} ${f.goes} ${f.about}`.toLowerCase().includes(w)));
+    let rows = all.filter((f) => words.every((w) => `${f.name} ${f.label} ${f.goes} ${f.about} ${f.point ?? ""}`.toLowerCase().includes(w)));
     if (filtered) rows = rows.filter((f) => f.kind === "feature" && (score === null || (known(f.by.score) && f.by.score >= score)) && (low === null || 100 * f.by.share >= low) && (high === null || 100 * f.by.share <= high) && (r === null || (known(f.by.r) && Math.abs(f.by.r) >= r)));
     const [key, up] = (state.sort ?? "").split("-");
     if (["feature", "score", "share", "r"].includes(key)) {
@@ -79,8 +117,9 @@ window.ifind = (() => {
       const th = button.closest("th");
       if (button.dataset.sort === key) th.setAttribute("aria-sort", (key === "feature") !== Boolean(up) ? "ascending" : "descending"); else th.removeAttribute("aria-sort");
     }
-    q(".filters .count").textContent = rows.length === all.length ? "" : `${rows.length} of ${all.length}`;
-    return rows;
+    const of = state.layer ? other?.of ?? 0 : all.length, shown = rows.slice(0, state.layer ? SHOWN : rows.length);
+    q(".filters .count").textContent = state.layer && !other ? "loading …" : shown.length === of ? "" : `${thin(shown.length)} of ${thin(of)}${state.layer && of > all.length ? ", the most active" : ""}`;
+    return shown;
   }
 
   // asking

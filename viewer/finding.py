@@ -23,7 +23,8 @@ from interlatent_live.explainer.table import Table
 from interlatent_live.explainer.trying import Trier
 from interlatent_live.stream.errors import PredicateError, StoreError
 from interlatent_live.viewer.clip import clip
-from interlatent_live.viewer.feature import called, feature, finite
+from interlatent_live.viewer.feature import called, feature, finite, said
+from interlatent_live.viewer.listing import layers
 
 __all__ = ["Finder"]
 
@@ -83,6 +84,22 @@ class Finder:
             if dictionary is None or not 0 <= number < dictionary.features:
                 return None
             return feature(self.pages, dictionary, number, self._frames(dictionary))
+
+    def known(self, hash: str) -> str | None:
+        """The whole hash of a dictionary that this database knows."""
+        dictionary = self._dictionary(hash)
+        return None if dictionary is None else dictionary.hash
+
+    def said(self, hash: str, number: int) -> dict[str, Any]:
+        """What explainer and people say of a feature, as its page has it."""
+        with self.pages.consistent():
+            found: dict[str, Any] = finite(said(self.pages, hash, number))
+            return found
+
+    def features(self, boot: str, layer: str) -> dict[str, Any]:
+        """The list of features of another layer than the shown one, or of all."""
+        with self.pages.consistent():
+            return layers(self.pages, boot, layer)
 
     def _dictionary(self, hash: str) -> DictionaryRow | None:
         exact = self.pages.dictionary(hash)

@@ -3,7 +3,7 @@
 window.ilists = (() => {
   const q = (query) => document.querySelector(query), all = (query) => [...document.querySelectorAll(query)];
   const TABS = ["says", "goes", "features", "ask", "health"];
-  let list = [], found = window.ifind.state.find ?? "", shown = "says";
+  let list = [], found = window.ifind.state.find ?? "", shown = "says", naming = null, writes = null;
 
   function node(tag, name, value) {
     const made = document.createElement(tag);
@@ -41,6 +41,7 @@ window.ilists = (() => {
   function tab(name) {
     if (name === shown) return;
     shown = name;
+    if (name === "features") may();
     TABS.forEach((other) => {
       const on = other === name, button = q(`#tab-${other}`);
       button.setAttribute("aria-selected", String(on));
@@ -60,7 +61,43 @@ window.ilists = (() => {
     fill();
   }
 
+  // Whether names can be written here; asked once.
+  async function may() {
+    if (writes !== null) return;
+    writes = false;
+    try { writes = !(await (await fetch("/writing", { cache: "no-store" })).json()).why; } catch { writes = null; }
+    if (writes) { delete q(".table tbody").dataset.key; fill(); }
+  }
+
+  // A feature's name is typed in its row; Enter keeps it, Escape leaves it.
+  function rename(f, cell) {
+    const form = node("form", "renaming"), input = node("input"), wrong = node("p", "wrong"), leave = () => { naming = null; delete q(".table tbody").dataset.key; fill(); all(".table .pen").find((b) => b.dataset.pen === pen(f))?.focus(); };
+    naming = pen(f);
+    input.value = f.label;
+    input.maxLength = 80;
+    input.setAttribute("aria-label", `Name for ${f.name}, at most six words; Escape leaves it`);
+    wrong.setAttribute("role", "alert");
+    input.addEventListener("keydown", (e) => { e.stopPropagation(); if (e.key === "Escape") leave(); });
+    form.append(input, node("button", "", "Save"), wrong);
+    form.addEventListener("submit", async (e) => {
+      e.preventDefault();
+      let said;
+      try {
+        const author = localStorage.getItem("interlatent-author") ?? "";
+        said = await (await fetch(window.ifind.href(f.by.feature, f.hash), { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ do: "name", label: input.value, author }) })).json();
+      } catch { said = { error: "The server of this page does not answer." }; }
+      if (said.error) { wrong.textContent = said.error; return; }
+      f.label = said.label ?? "";
+      leave();
+    });
+    cell.replaceChildren(form);
+    input.focus();
+    input.select();
+  }
+  const pen = (f) => `${f.layer ?? ""} ${f.name}`;
+
   function fill() {
+    if (naming !== null && q(".renaming")) return;   // what is being typed stays
     const words = found.toLowerCase().split(/\s+/).filter(Boolean);
     const rows = window.ifind.pick(list, words);
     const key = JSON.stringify([rows, window.ifind.href(0)]), host = q(".table tbody");
@@ -71,6 +108,8 @@ window.ilists = (() => {
     host.replaceChildren(...rows.map((f) => {
       const row = node("tr", f.kind), pin = node("button"), cell = node("td"), what = node("td");
       pin.dataset.pin = f.pin;
+      pin.disabled = f.pin === "";
+      if (pin.disabled) pin.title = "Of another layer than the one that is shown: look at that one to pin it";
       pin.setAttribute("aria-pressed", String(f.pinned));
       pin.setAttribute("aria-label", `Pin ${f.name || f.label}`);
       pin.append(node("span", "pin"));
@@ -78,9 +117,18 @@ window.ilists = (() => {
       cell.append(pin);
       if (f.name) {
         const more = node("a");
-        more.href = window.ifind.href(f.by.feature);
+        more.href = window.ifind.href(f.by.feature, f.hash);
         more.append(node("span", "who-is", f.name), f.label);
         what.append(more);
+        if (writes) {
+          const change = node("button", "pen", "✎");
+          change.dataset.pen = pen(f);
+          change.title = "Rename";
+          change.setAttribute("aria-label", `Rename ${f.name}`);
+          change.addEventListener("click", () => rename(f, what));
+          what.append(" ", change);
+        }
+        if (f.point) what.append(node("small", "point", f.point));
       } else what.append(f.label);
       if (f.about) what.title = f.about;
       row.append(cell, what, node("td", f.stale ? "n stale" : "n", f.score), node("td", "n", f.share), node("td", "r", f.goes));

@@ -30,15 +30,20 @@ def labels(rows: Sequence[int], explanations: Mapping[int, Explanation]) -> list
             continue
         score = known.score
         mean = None if score is None else score.balanced_accuracy
-        about = [plain(known.description or "", 200), f"rule: {plain(known.predicate, 200)}" if known.predicate else ""]
+        named = f"your name; the explainer says “{plain(known.own_label, 80)}”" if known.own_label else "your name; nothing explains it yet"
+        about = [named if known.named_by_user else "", plain(known.description or "", 200)]
+        about += [f"rule: {plain(known.predicate, 200)}" if known.predicate else ""]
         if score is not None and score.low is not None and score.high is not None:
-            about.append(f"balanced accuracy {_score(mean)}, 95 % {score.low:.2f} … {score.high:.2f}, {score.frames} frames, {score.basis}")
+            of = f"{score.frames} frames, {score.basis}" if score.kind == "predicate" else f"{score.frames} pieces of text, judged"
+            what = "balanced accuracy" if score.kind == "predicate" else score.kind
+            about.append(f"{what} {_score(mean)}, 95 % {score.low:.2f} … {score.high:.2f}, {of}")
         elif mean is None:
             about.append("unscored: nothing has tested it yet")
         if known.stale:
             about.append(f"stale: {plain(known.stale, 120)}")
         stale = "yes" if known.stale else ""
-        found.append({"label": plain(known.label, 48), "score": _score(mean), "stale": stale, "about": "\n".join(filter(None, about))})
+        shown = _score(mean) if score is None or score.kind == "predicate" else f"{score.kind} {_score(mean)}"
+        found.append({"label": plain(known.label, 48), "score": shown, "stale": stale, "about": "\n".join(filter(None, about))})
     return found
 
 
@@ -51,7 +56,7 @@ def sentences(lines: Iterable[NarrationLine], until_seq: int | None, names: Mapp
             {
                 "feature": plain(str(m.get("name") or names.get(int(m["feature"]), f"f{m['feature']}")), 16),
                 "label": plain(str(m.get("label") or ""), 40),
-                "score": _score(m.get("score")),
+                "score": ("" if m.get("kind", "predicate") == "predicate" else f"{m['kind']} ") + _score(m.get("score")),
             }
             for m in line.features
             if "feature" in m

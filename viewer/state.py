@@ -6,15 +6,14 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
-import numpy as np
-
 from interlatent_live.analyzer.records import Boot, Snapshot
-from interlatent_live.viewer.choice import SIGNIFICANT, Pair
+from interlatent_live.viewer.choice import Pair
 from interlatent_live.viewer.cursor import Cursor
 from interlatent_live.viewer.drawing import Drawing
 from interlatent_live.viewer.feed import Feed
 from interlatent_live.viewer.health import services, trouble
 from interlatent_live.viewer.learning import stale_reason
+from interlatent_live.viewer.listing import feature_rows, percent
 from interlatent_live.viewer.says import labels, sentences
 from interlatent_live.viewer.summary import flow, header, moment, pairs, scalars, vitals
 from interlatent_live.viewer.text import plain
@@ -51,7 +50,7 @@ def state(
         "stale": stale_reason(manifest, feed.section, dictionary),
         "flow": went, "vitals": vitals(feed.ledger, feed.non_finite), "services": health, "trouble": trouble(health, went),
         "rows": [
-            {"feature": f, "name": names.get(f, ""), "duty": _percent(feed.duty.get(f, 0)), "said": said, "pinned": Pair(f, None) in pins}
+            {"feature": f, "name": names.get(f, ""), "duty": percent(feed.duty.get(f, 0)), "said": said, "pinned": Pair(f, None) in pins}
             for f, said in zip(drawing.rows, labels(drawing.rows, feed.explanations), strict=True)
         ],
         "pairs": pairs(drawing.pairs, pins, snapshot, manifest, names, {f: e.label or "" for f, e in feed.explanations.items()}),
@@ -78,27 +77,11 @@ def state(
 
 def features(feed: Feed, pins: Sequence[Pair]) -> list[dict[str, Any]]:
     """The list of features and metrics: what each is called, how often active, and what it goes with."""
-    snapshot, pinned = feed.snapshot, {pin_text(p) for p in pins}
-    strongest: dict[int, str] = {}
-    largest: dict[int, float] = {}
-    if snapshot is not None and len(snapshot.metrics):
-        with np.errstate(invalid="ignore"):
-            r = np.where(snapshot.q < SIGNIFICANT, snapshot.r, np.nan)
-        for feature, row in zip(snapshot.features, r, strict=True):
-            if np.isfinite(row).any():
-                j = int(np.nanargmax(np.abs(row)))
-                largest[int(feature)] = round(float(row[j]), 4)
-                strongest[int(feature)] = f"{plain(snapshot.metrics[j], 30)} {row[j]:+.2f}".replace("-", "−")
-    order = sorted(feed.shares, key=lambda f: -feed.shares[f])[:FEATURES]
-    found = [
-        {
-            "pin": str(f), "pinned": str(f) in pinned, "kind": "feature", "name": feed.label(f),
-            "label": said["label"] if said else "", "about": said["about"] if said else "", "score": said["score"] if said else "",
-            "stale": said["stale"] if said else "", "share": _percent(feed.shares[f]), "goes": strongest.get(f, ""),
-            "by": {"feature": f, "score": _known(feed, f), "share": round(feed.shares[f], 4), "r": largest.get(f)},
-        }
-        for f, said in zip(order, labels(order, feed.explanations), strict=True)
-    ]  # fmt: skip
+    pinned = {pin_text(p) for p in pins}
+    found = feature_rows(feed.shares, feed.explanations, feed.snapshot, feed.label(0)[0], FEATURES)
+    for row in found:
+        pin = str(row["by"]["feature"])
+        row |= {"pin": pin, "pinned": pin in pinned}
     metrics = feed.manifest.metrics if feed.manifest else ()
     found += [
         {
@@ -108,16 +91,6 @@ def features(feed: Feed, pins: Sequence[Pair]) -> list[dict[str, Any]]:
         for m in metrics
     ]  # fmt: skip
     return found
-
-
-def _known(feed: Feed, feature: int) -> float | None:
-    """Its score as a number."""
-    said = feed.explanations.get(feature)
-    return None if said is None or said.score is None else said.score.balanced_accuracy
-
-
-def _percent(share: float) -> str:
-    return "<\u202f1\u202f%" if 0 < share < 0.005 else f"{100 * share:.0f}\u202f%"
 
 
 def _boot(index: int, boot: Boot) -> str:

@@ -226,6 +226,7 @@ def view(
     allow_origin: Annotated[
         list[str] | None, typer.Option(help="Host and port as browsers will name this page; may be repeated.")
     ] = None,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Let the page write no names and no notes.")] = False,
     open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -236,7 +237,7 @@ def view(
     def ready(url: str) -> None:
         print_line({"url": url}, as_json, f"the page is at {url}")
 
-    door = {"address": address, "token_file": token_file, "origins": allow_origin or ()}
+    door = {"address": address, "token_file": token_file, "origins": allow_origin or (), "read_only": read_only}
     _serve(db, port, open_page, ready, ["--connect", connect, "--stay"] if connect else None, door)
 
 
