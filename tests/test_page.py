@@ -313,7 +313,8 @@ def test_environments_sources_training_and_sentences(open_page: Callable[..., An
     becomes(page, "document.body.dataset.cursor == 'past'")
     page.locator("[data-select=env]").select_option("2")
     becomes(page, "document.querySelectorAll('.lines li').length == 0")
-    becomes(page, "document.body.dataset.cursor == 'past' && document.querySelector('[data-text=step]').textContent == '99'")
+    becomes(page, "location.search.includes('at=1799') && location.search.includes('env=2')")  # the same step of the other environment
+    assert (page.evaluate("document.body.dataset.cursor"), text(page, "step")) == ("past", "99")
     assert page.locator("[data-select=env]").input_value() == "2"
     assert not page.locator("[data-select=source]").is_visible(), "one source of features needs no choice"
     builder.close()

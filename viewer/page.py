@@ -228,7 +228,8 @@ class Page:
         known = {b.boot for b in feed.boots[:-1]}
         if not 0 <= env < most or (source is not None and source not in feed.sources):
             return
-        at = command.get("at", None if self.cursor.clip is None or boot != feed.wanted else self.cursor.clip.seq)
+        clip = self.cursor.clip if boot == feed.wanted else None
+        at = command.get("at", None if clip is None else clip.seq - feed.env + env)  # the same step of another environment
         before, speed = feed, self.cursor.speed
         taken = self.hub.take(env, source, boot if boot in known else None)
         self._look_at(taken, speed)
