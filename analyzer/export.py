@@ -20,9 +20,9 @@ __all__ = ["KINDS", "export", "exportable"]
 
 Format = Literal["parquet", "csv"]
 FORMATS: Final = ("parquet", "csv")
-KINDS: Final = (*FRAME_TABLES, "episodes", "scalars", "activations", "features", "events", "peaks", "correlations")
+KINDS: Final = (*FRAME_TABLES, "episodes", "scalars", "activations", "features", "events", "peaks", "correlations", "names", "notes")
 """What can be asked for."""
-_ANALYSIS: Final = ("features", "events", "peaks", "correlations")
+_ANALYSIS: Final = ("features", "events", "peaks", "correlations", "names", "notes")
 _BLOCK: Final = 16_384
 Blocks = Iterator[Any]
 

@@ -166,6 +166,16 @@ class Run:
         """Every feature with every metric, of the whole run, the strongest first."""
         return tables.correlations(self._analysis("correlations"))
 
+    @property
+    def names(self) -> pd.DataFrame:
+        """What people called features, of the whole run; the newest of a feature counts, without a label it was taken back."""
+        return tables.people(self._analysis("names"), "names")
+
+    @property
+    def notes(self) -> pd.DataFrame:
+        """What people wrote about features, of the whole run."""
+        return tables.people(self._analysis("notes"), "notes")
+
     # arrays
 
     @property

@@ -30,6 +30,7 @@ __all__ = [
     "frames_table",
     "pandas",
     "peaks",
+    "people",
     "scalars",
     "stored_episodes",
 ]
@@ -284,3 +285,20 @@ def correlations(stored: Stored) -> pd.DataFrame:
         return pd.DataFrame({field: [] for field in names})
     table = pd.concat(pieces, ignore_index=True)
     return table.iloc[(-table["r"].abs()).argsort(kind="stable")].reset_index(drop=True)
+
+
+def people(stored: Stored, table: str) -> pd.DataFrame:
+    """What people say of features, the oldest first: dictionary, dictionary_hash, feature, author, wall_ns, and of `names` the label
+    (none where it was taken back), of `notes` when it was edited and the text.
+    """
+    pd = pandas()
+    columns = {"names": ("label",), "notes": ("edited_wall_ns", "text")}[table]
+    of = ("dictionary_hash", "feature", "author", "wall_ns", *columns)
+    there = stored.reader.table("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", table)[1]
+    if not any(there):
+        return pd.DataFrame({name: [] for name in ("dictionary", *of)})  # of an older build
+    names, rows = stored.reader.table(
+        f"SELECT d.name AS dictionary, {', '.join(f'p.{name}' for name in of)} FROM {table} p "
+        "LEFT JOIN dictionaries d ON d.hash = p.dictionary_hash ORDER BY p.id"
+    )
+    return pd.DataFrame([row for some in rows for row in some], columns=names)

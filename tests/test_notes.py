@@ -20,7 +20,9 @@ import pytest
 from tests.explained import Run
 from tests.store_builder import StoreBuilder
 
+import interlatent_live as il
 from interlatent_live.analyzer.digest import digest
+from interlatent_live.analyzer.export import export
 from interlatent_live.analyzer.queries import Reader
 from interlatent_live.analyzer.store import connect_readonly
 from interlatent_live.explainer import notes as door
@@ -248,6 +250,34 @@ def test_a_name_is_spoken_from_the_next_line_on(tmp_path: Path) -> None:
         found = {e.feature: e for e in pages.explanations(everything=True)}
         assert (found[0].label, found[0].own_label, found[0].named_by_user) == (own, own, False)
     run.close()
+
+
+def command(*words: Any) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "interlatent_live", *map(str, words)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_command_lists_writes_and_takes_away_and_export_keeps_them(db: Path, tmp_path: Path) -> None:
+    with Notes(db) as notes:
+        notes.name("d0", 1, "leaning", author="Ada")
+        mine = notes.add("d0", 1, SCRIPT, author="Ada", owner="a browser's")
+    made = json.loads(command("notes", db, "--feature", 2, "--add", "from here", "--author", "Bo", "--json"))
+    assert made["feature"] == 2
+    found = json.loads(command("notes", db, "--json"))
+    assert found["names"] == [{"dictionary": "toy", "feature": 1, "name": "leaning", "explainer": None}]
+    assert [(n["feature"], n["name"], n["author"], n["text"]) for n in found["notes"]] == [
+        (1, "leaning", "Ada", SCRIPT), (2, None, "Bo", "from here")]  # fmt: skip
+    run = il.open(db)
+    assert run.notes["text"].tolist() == [SCRIPT, "from here"]
+    assert (run.names["dictionary"][0], run.names["label"][0]) == ("toy", "leaning")
+    written = export(run, tmp_path / "out", what=["names", "notes"], format="csv")
+    assert sorted(written.values()) == [1, 2]
+    with Notes(db) as notes:
+        notes.delete(mine)
+    with Pages(db) as pages:
+        assert [n.text for n in pages.notes()] == ["from here"]
 
 
 # the page's server

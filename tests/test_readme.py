@@ -96,7 +96,7 @@ def test_demo(folder: Path) -> None:
 
 ONCE = (
     "info", "export", "recover", "digest", "points", "dict train", "dict card", "dict frontier", "dict list", "probe", "explain",
-    "explanations", "diff", "search", "plot", "clip", "watchpoint", "experiment steer", "experiment ablate", "keys", "doctor",
+    "explanations", "notes", "diff", "search", "plot", "clip", "watchpoint", "experiment steer", "experiment ablate", "keys", "doctor",
 )
 
 

@@ -13,7 +13,8 @@ import sys
 
 from interlatent_live.stream.errors import InterlatentError
 
-from . import live, files, export, dictionaries, probing, exploring, clipping, watching, explaining, experimenting, steering, asking, doctor  # isort: skip  # noqa: F401 - they register commands, in the order of --help
+from . import live, files, export, dictionaries, probing, exploring, clipping, watching  # isort: skip  # noqa: F401 - they register commands,
+from . import explaining, noting, experimenting, steering, asking, doctor  # isort: skip  # noqa: F401 - in the order of --help
 from .application import app
 from .output import err, plain
 

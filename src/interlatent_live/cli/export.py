@@ -22,8 +22,8 @@ def export_run(
     what: Annotated[
         str | None,
         typer.Option(
-            help="Of: frames, metrics, observations, actions, episodes, scalars, activations, features, events, peaks, correlations; "
-            "with commas between. Default: all there is."
+            help="Of: frames, metrics, observations, actions, episodes, scalars, activations, features, events, peaks, correlations, "
+            "names, notes; with commas between. Default: all there is."
         ),
     ] = None,
     episode: Annotated[int | None, typer.Option(help="This episode only.")] = None,
