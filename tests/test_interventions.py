@@ -139,7 +139,7 @@ def test_the_timeline_shows_interventions(tmp_path: Path) -> None:
     timeline = Timeline()
     with Reader(tmp_path / "r.db") as reader:
         timeline.look(reader, tap.boot, 0, [], 0)
-    ((first, after, text, begin, end),) = timeline.data["interventions"]
-    assert (first, after) == (3, 7)
+    ((first, after, text, begin, end, shadow),) = timeline.data["interventions"]
+    assert (first, after, shadow) == (3, 7, 0)
     assert begin <= end
     assert text == "steered: scale 0.5 feature 4 by in process: why not; released"

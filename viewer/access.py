@@ -3,6 +3,10 @@
 Beyond loopback three things are asked for together: the token (a file that only its owner can read), signed sessions and
 cookies, whose key is made anew with every start, and a list of origins from which a page may open its socket. Traffic is not
 encrypted: outside a network of one's own, put a TLS proxy or `ssh -L` before it.
+
+Who may steer, where the page can: who showed the token that is not for looking alone; without any token, who runs as the same
+user on this machine, as the kernel says whose socket the other end is. That is decided when a page is asked for, and stands in
+its signed session, which the websocket has to show; a page on a session that somebody else named is for looking only.
 """
 
 from __future__ import annotations
@@ -11,26 +15,34 @@ import asyncio
 import hmac
 import html
 import ipaddress
+import os
 import secrets
 import stat
+import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from bokeh.server.auth_provider import AuthProvider
-from tornado.web import RequestHandler
+from tornado.httputil import HTTPServerRequest
+from tornado.web import RequestHandler, decode_signed_value
 
 from interlatent_live.stream.errors import EndpointError
 
-__all__ = ["LOOPBACK", "Access", "origins_of", "read_token"]
+__all__ = ["LOOPBACK", "Access", "let_in", "origins_of", "read_token"]
 
 LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 MIN_TOKEN: Final = 16
 COOKIE: Final = "interlatent-live"
+_STEERS, _LOOKS = "1", "look"
+"""What the signed cookie says of who showed which token."""
+_MAY: Final = "steers"
+"""Key of a session's signed payload."""
+_NAMED: Final = ("bokeh-session-id", "bokeh-token")
 _ATTEMPTS: Final = 10
 """Wrong tokens a minute, from all addresses together; further ones wait."""
 _PAGE: Final = """<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">
@@ -85,14 +97,22 @@ class Access:
 
     token: str | None
     origins: tuple[str, ...]
+    looking: str | None = None
+    """Another token, with which one may look and not steer."""
+    secret: str = field(default_factory=lambda: secrets.token_hex(32), repr=False)
+    """Signs cookies."""
 
     @classmethod
-    def decide(cls, address: str, port: int, token_file: Path | None, origins: Sequence[str]) -> Access:
-        """Loopback needs nothing; any other address needs a token and the names under which browsers will reach it.
+    def decide(cls, address: str, port: int, token_file: Path | None, origins: Sequence[str], looking: Path | None = None) -> Access:
+        """Loopback needs nothing; any other address needs a token and the names under which browsers will reach it. `looking`: file
+        of another token, with which one may look and not steer.
 
         Raises EndpointError with the command that would be safe.
         """
         token = None if token_file is None else read_token(token_file)
+        looks = None if looking is None else read_token(looking)
+        if looks is not None and (token is None or token == looks):
+            raise EndpointError("a token for looking alone stands beside another one, with which one may do more: give --token-file too")
         here = address in LOOPBACK or _is_loopback(address)
         everywhere = address in ("0.0.0.0", "::")
         if (token is None and (not here or origins)) or (everywhere and not origins):
@@ -106,7 +126,7 @@ class Access:
             )
         if not here and not port:
             raise EndpointError(f"beyond this machine the page needs a port that browsers can name; give one, e.g. --port {5580}")
-        return cls(token, () if here and not origins else tuple(origins_of(origins, address, port)))
+        return cls(token, () if here and not origins else tuple(origins_of(origins, address, port)), looks)
 
     def admits(self, request: RequestHandler) -> bool:
         """Whether whoever asks may look: by the signed cookie where there is a token; else only under the names of this machine, so that
@@ -116,16 +136,68 @@ class Access:
         host = request.request.host
         return (urlsplit(f"//{host}").hostname or "") in LOOPBACK or host in self.origins
 
-    def options(self) -> dict[str, Any]:
-        """For bokeh.server.server.Server."""
+    def options(self, steers: bool = False) -> dict[str, Any]:
+        """For bokeh.server.server.Server. `steers`: whether the page can reach an agent."""
         extra: dict[str, Any] = {"allow_websocket_origin": list(self.origins)} if self.origins else {}
-        if self.token is None:
+        if self.token is None and not steers:
             return extra
         key = secrets.token_hex(32)
-        return extra | {
-            "auth_provider": _Provider(self.token), "sign_sessions": True, "secret_key": key.encode(),
-            "cookie_secret": secrets.token_hex(32), "include_headers": [], "include_cookies": [],
-        }  # fmt: skip
+        extra |= {"sign_sessions": True, "secret_key": key.encode(), "include_headers": [], "include_cookies": []}
+        if self.token is None:
+            return extra
+        return extra | {"auth_provider": _Provider(self.token, self.looking), "cookie_secret": self.secret}
+
+    def payload(self, request: HTTPServerRequest) -> dict[str, Any]:
+        """What a new session's signed payload says: whether who asks for the page may steer."""
+        return {_MAY: self._steers(request)}
+
+    def _steers(self, request: HTTPServerRequest) -> bool:
+        if any(name in request.arguments or name in request.headers for name in _NAMED):
+            return False  # a session that others may know
+        if self.token is None:
+            return _own(request)
+        cookie = request.cookies.get(COOKIE)
+        said = None if cookie is None else decode_signed_value(self.secret, COOKIE, cookie.value, max_age_days=1)
+        return said == _STEERS.encode()
+
+
+def let_in(context: Any) -> bool:
+    """Whether the session of a document may steer."""
+    try:
+        return context.token_payload.get(_MAY) is True
+    except (AttributeError, AssertionError):  # a document without a server
+        return False
+
+
+def _own(request: HTTPServerRequest) -> bool:
+    """Whether the other end of the connection is a socket of this very user on this machine. Linux says; elsewhere nobody does."""
+    connection: Any = request.connection
+    try:
+        socket = connection.stream.socket
+        there, here = ((ipaddress.ip_address(host), int(port)) for host, port in (socket.getpeername()[:2], socket.getsockname()[:2]))
+    except (AttributeError, OSError, ValueError):
+        return False
+    return there[0].is_loopback and here[0].is_loopback and _user_of(there, here) == os.getuid()
+
+
+def _user_of(local: tuple[Any, int], remote: tuple[Any, int]) -> int | None:
+    """Id of the user who owns the socket with these ends, by /proc/net."""
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            lines = Path(table).read_text(encoding="ascii").splitlines()[1:]
+        except OSError:
+            continue
+        for words in map(str.split, lines):
+            if len(words) > 7 and (_end(words[1]), _end(words[2])) == (local, remote):
+                return int(words[7])
+    return None
+
+
+def _end(text: str) -> tuple[Any, int]:
+    """Address and port as the kernel writes them: hexadecimal, words of 32 bits in the machine's order."""
+    host, _, port = text.partition(":")
+    address = ipaddress.ip_address(b"".join(int(host[i : i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(host), 8)))
+    return getattr(address, "ipv4_mapped", None) or address, int(port, 16)
 
 
 def _is_loopback(address: str) -> bool:
@@ -138,7 +210,7 @@ def _is_loopback(address: str) -> bool:
 class _Provider(AuthProvider):
     """A token, once; then a cookie that this server has signed."""
 
-    def __init__(self, token: str) -> None:
+    def __init__(self, token: str, looking: str | None = None) -> None:
         self._wrong: deque[float] = deque(maxlen=_ATTEMPTS)
         provider = self
 
@@ -154,9 +226,11 @@ class _Provider(AuthProvider):
                 self._form("")
 
             async def post(self) -> None:
-                if await provider.right(self.get_body_argument("token", ""), token):
-                    secure = self.request.protocol == "https"
-                    self.set_signed_cookie(COOKIE, "1", expires_days=1, httponly=True, samesite="Strict", secure=secure)
+                given = self.get_body_argument("token", "")
+                looks = looking is not None and hmac.compare_digest(given.encode(), looking.encode())
+                if looks or await provider.right(given, token):
+                    secure, may = self.request.protocol == "https", _LOOKS if looks else _STEERS
+                    self.set_signed_cookie(COOKIE, may, expires_days=1, httponly=True, samesite="Strict", secure=secure)
                     self.redirect(_inside(self.get_query_argument("next", "/")))
                 else:
                     self.set_status(403)

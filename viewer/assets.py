@@ -12,7 +12,8 @@ from jinja2 import Environment
 __all__ = ["SCRIPTS", "document", "read", "template"]
 
 SCRIPTS: Final = (
-    "draw.js", "time.js", "lists.js", "keys.js", "save.js", "learn.js", "why.js", "find.js", "tokens.js", "line.js", "page.js",
+    "draw.js", "time.js", "lists.js", "keys.js", "save.js", "learn.js", "why.js", "find.js", "tokens.js", "pairs.js", "reach.js", "line.js",
+    "page.js",
 )  # fmt: skip
 
 _PART: Final = re.compile(r"/\* (\w+\.(?:css|js)) \*/")
@@ -30,7 +31,7 @@ def template() -> Any:
     environment = Environment(autoescape=False)  # Bokeh hands in markup of its own; nothing of a run's is put in here
     environment.filters["core"] = lambda scripts: _EXTRAS.sub("", str(scripts))
     source = read("template.html")
-    for name in ("page.css", "find.css", *SCRIPTS):
+    for name in ("page.css", "find.css", "reach.css", "pairs.css", *SCRIPTS):
         source = source.replace(f"/* {name} */", read(name))
     return environment.from_string(source)
 

@@ -351,9 +351,22 @@ window.idraw = (() => {
     for (const [, , , a, b] of all.alarms) if (inside(a, b)) ctx.fillRect(x(a), low, Math.max(4 * r, x(b) - x(a)), 10 * r);
     ctx.fillStyle = missing(ctx, r);
     for (const [, , , a, b] of all.gaps) if (inside(a, b)) ctx.fillRect(x(a), g.y0, Math.max(2 * r, x(b) - x(a)), 39 * r);
-    ctx.strokeStyle = look.feature;
-    ctx.lineWidth = 2 * r;
-    for (const [, , , a, b] of all.interventions) if (inside(a, b ?? until)) ctx.strokeRect(x(a), low + r, Math.max(4 * r, x(b ?? until) - x(a)), 8 * r);
+    ctx.strokeStyle = ctx.fillStyle = look.feature;
+    ctx.lineWidth = 1.5 * r;
+    ctx.font = `600 ${9 * r}px ${font}`;
+    for (const [, , , a, b, shadow] of all.interventions) {   // what acts is filled, what only measures is dashed; those in force end at the newest frame
+      if (!inside(a, b ?? until)) continue;
+      const left = x(a), wide = Math.max(4 * r, x(b ?? end) - left), word = shadow ? "shadow" : "steered";
+      ctx.setLineDash(shadow ? [3 * r, 2 * r] : []);
+      ctx.globalAlpha = 0.3;
+      if (!shadow) ctx.fillRect(left, low, wide, 10 * r);
+      ctx.globalAlpha = 1;
+      ctx.strokeRect(left, low + r, wide, 8 * r);
+      ctx.fillStyle = look.text;
+      if (wide > ctx.measureText(word).width + 8 * r) ctx.fillText(word, left + 4 * r, low + 5.5 * r);
+      ctx.fillStyle = look.feature;
+    }
+    ctx.setLineDash([]);
   }
 
   function area(ctx, found, y, r) {

@@ -37,6 +37,7 @@ from interlatent_live.viewer.choice import Pair, choose_metrics, choose_pairs, c
 from interlatent_live.viewer.drawing import PAIRS, ROWS, SPAN_S, Drawing
 from interlatent_live.viewer.learning import Learning
 from interlatent_live.viewer.past import Blocks, Clip
+from interlatent_live.viewer.steered import Steered
 from interlatent_live.viewer.summary import Freshness, freshness
 from interlatent_live.viewer.text import plain
 from interlatent_live.viewer.timeline import Timeline
@@ -98,7 +99,7 @@ class Feed:
         self.episodes: list[Episode] = []
         self.picture: PictureRow | None = None
         self.window = Window(SPAN_S + 2)
-        self.timeline, self.learning = Timeline(), Learning()
+        self.timeline, self.learning, self.steered = Timeline(), Learning(), Steered()
         self.explanations: dict[int, Explanation] = {}
         self.lines: list[NarrationLine] = []
         """Sentences about this environment, oldest first."""
@@ -286,7 +287,9 @@ class Feed:
         self.episodes = self.reader.episodes(self.boot.boot, self.env, 40)
         names = self.reader.scalar_names(self.boot.boot)
         self.scalars = {n: [(r.step, r.value) for r in self.reader.scalars(self.boot.boot, n, 120)] for n in names[:SCALARS]}
-        if self.slow % _TIMELINE_LOOKS == 0 or not self.timeline.whole:
+        begun = self.steered.begun
+        self.steered.look(self.reader, self.boot.boot)
+        if self.slow % _TIMELINE_LOOKS == 0 or not self.timeline.whole or self.steered.begun != begun:
             start_ns = self.manifest.started_monotonic_ns if self.manifest else 0
             self.timeline.look(self.reader, self.boot.boot, self.env, self._sections, start_ns)
         self._pull_sentences()

@@ -131,7 +131,7 @@ window.ifind = (() => {
     q("#use-episode").addEventListener("click", () => {
       const place = window.itime.place(), at = place.live ? place.newest : place.seq, data = window.itime.data();
       const episode = data?.episodes.find(([from, to]) => from <= at && at <= to);
-      if (episode) take(`e${episode[2]}`); else say("#compared", "No whole episode is known at the cursor.");
+      if (episode) take(`e${episode[2]}`); else say("#compared", window.itokens.words("No whole episode is known at the cursor."));
     });
     q("#tab-ask").addEventListener("click", names);
   }
@@ -175,7 +175,7 @@ window.ifind = (() => {
   async function tryIt() {
     const text = q("#when-box").value.trim(), host = q("#tried"), turn = ++asked;
     if (!text) { host.replaceChildren(); return; }
-    say("#tried", "Scoring on held-out episodes …");
+    say("#tried", window.itokens.words("Scoring on held-out episodes …"));
     const found = await fetched(`/try?${new URLSearchParams({ when: text, point: point() })}`);
     if (turn !== asked) return;
     if (found.error) {
@@ -185,7 +185,7 @@ window.ifind = (() => {
     }
     if (!found.fits.length) { say("#tried", `${found.text}: no feature is active often enough to score it on.`); return; }
     host.replaceChildren(node("p", "", node("code", "", found.text), ` holds in ${percent(found.holds)} of ${thin(found.frames)} held-out frames${found.undefined ? `, undefined in ${percent(found.undefined)}` : ""}. The features it fits best:`),
-      table([["feature", ""], ["score", "n", "Balanced accuracy on held-out episodes"], ["95 %", "n"], ["finds", "n", "Share of the feature's active frames in which the predicate holds"]], found.fits.map((f) => node("tr", "", name(f, found.hash), node("td", "n", two(f.balanced_accuracy)), node("td", "n", known(f.low) ? `${two(f.low)} … ${two(f.high)}` : "–"), node("td", "n", percent(f.sensitivity)))), "Features that the predicate fits best"));
+      table([["feature", ""], ["score", "n", window.itokens.words("Balanced accuracy on held-out episodes")], ["95 %", "n"], ["finds", "n", "Share of the feature's active frames in which the predicate holds"]], found.fits.map((f) => node("tr", "", name(f, found.hash), node("td", "n", two(f.balanced_accuracy)), node("td", "n", known(f.low) ? `${two(f.low)} … ${two(f.high)}` : "–"), node("td", "n", percent(f.sensitivity)))), "Features that the predicate fits best"));
   }
 
   let compared = 0;
@@ -198,7 +198,7 @@ window.ifind = (() => {
     if (found.error) { say("#compared", found.error, true); return; }
     if (/s-/.test(a)) { q("#span-a").value = `${found.a.first}-${found.a.last}`; spans(); }
     const one = (s, text) => {
-      const made = node("div", "", node("p", "", node("b", "", text), ` · ${thin(s.frames)} frames of ${s.episodes} episode${s.episodes === 1 ? "" : "s"}${known(s.reward) ? ` · mean reward ${short(s.reward)}` : ""}`));
+      const made = node("div", "", node("p", "", node("b", "", text), ` · ${window.itokens.words(`${thin(s.frames)} frames of ${s.episodes} episode${s.episodes === 1 ? "" : "s"}`)}${known(s.reward) ? ` · mean reward ${short(s.reward)}` : ""}`));
       if (known(s.picture) && text !== "rest") { const img = node("img"); img.src = `/picture/${encodeURIComponent(boot)}/${env}/${s.picture}`; img.alt = `In the middle of ${text}`; made.append(img); }
       return made;
     };

@@ -30,6 +30,7 @@ from interlatent_live.stream.control import ControlClient
 from interlatent_live.stream.errors import InterlatentError, SteeringError
 from interlatent_live.stream.keys import KeyRing
 from interlatent_live.stream.manifest import ControlSpec
+from interlatent_live.viewer.steered import did
 
 __all__ = ["Asked", "Hand", "Reach", "Told", "Trial"]
 
@@ -279,7 +280,7 @@ class Hand:
         if self._client is not None and error.reason in ("rate", "late"):
             return
         self._let_go()
-        self._tell(boot="", problem=str(error), active=(), at=0.0)
+        self._tell(boot="", problem=words(error), active=(), at=0.0)
 
     def _look(self) -> None:
         client = self._connected()
@@ -328,7 +329,7 @@ class Hand:
                     raise
                 started = client.steer(**asked.request(shadow))
         except InterlatentError as error:
-            self.answer(n, "form", False, str(error))
+            self.answer(n, "form", False, words(error))
             if isinstance(error, SteeringError) and error.reason in ("refused", "token"):
                 raise
             return
@@ -352,7 +353,7 @@ class Hand:
         try:
             self._connected().release(id)
         except SteeringError as error:
-            self.answer(n, "release", False, str(error))
+            self.answer(n, "release", False, words(error))
             if error.reason != "bad_request":
                 raise
         else:
@@ -369,7 +370,7 @@ class Hand:
             with self._reach.client(control, self.name) as client:
                 released = client.release_all()
         except SteeringError as error:
-            self.answer(n, "all", False, str(error))
+            self.answer(n, "all", False, words(error))
             return
         what = ", ".join(spoken(before[id]) for id in released if id in before)
         text = f"Released {len(released)}{': ' + what if what else ''}" if released else "Nothing is in force any more"
@@ -378,9 +379,12 @@ class Hand:
             self.look(self._open)
 
 
+def words(error: InterlatentError) -> str:
+    """For people: without the agent's word for the reason."""
+    return str(error).removesuffix(f" ({getattr(error, 'reason', '')})")
+
+
 def spoken(item: Mapping[str, Any]) -> str:
     """What an intervention does, in a few words."""
-    operation, strength = str(item.get("operation", "")), item.get("strength")
-    what = f"feature {item['feature']}" if item.get("feature") is not None else f"a direction at {item.get('output')}"
-    size = "" if operation == "ablate" or not isinstance(strength, (int, float)) else f" {strength:g}".replace("-", "−")
-    return f"{operation}{size} {what}"
+    what = f"f{item['feature']}" if item.get("feature") is not None else f"a direction at {item.get('output')}"
+    return f"{what} {did(item)}{' (shadow)' if item.get('shadow') else ''}"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from interlatent_live.viewer.feed import Feed
+from interlatent_live.viewer.hand import Reach
 from interlatent_live.viewer.offer import Starter
 
 if TYPE_CHECKING:
@@ -17,8 +18,8 @@ __all__ = ["Hub"]
 class Hub:
     """The feeds that somebody looks at, by boot, environment and source of features."""
 
-    def __init__(self, path: Path, starter: Starter | None = None) -> None:
-        self.path, self.starter = path, starter
+    def __init__(self, path: Path, starter: Starter | None = None, reach: Reach | None = None) -> None:
+        self.path, self.starter, self.reach = path, starter, reach
         self.pages: dict[str, Page] = {}
         """Open pages, by the name that only their own document knows."""
         self._feeds: dict[tuple[int, str | None, str | None], Feed] = {}

@@ -14,6 +14,7 @@ window.ikeys = (() => {
     const where = e.target, typing = /^(SELECT|TEXTAREA)$/.test(where.tagName) || (where.tagName === "INPUT" && where.type !== "range");
     if (e.ctrlKey || e.metaKey || e.altKey || typing || q("#keys").open) return;
     if (e.key === "?") { e.preventDefault(); help(); return; }
+    if (e.key === "x") { e.preventDefault(); window.ireach.all(); return; }
     if (document.body.dataset.view !== "running") return;
     const button = where.tagName === "BUTTON", t = window.itime;
     const act = {
@@ -33,6 +34,7 @@ window.ikeys = (() => {
       l: () => t.unloop(),
       "/": () => window.ilists.search(),
       c: () => q("#clip").click(),
+      r: () => window.ireach.toggle(),
     }[e.key];
     const scrolls = where.matches?.(".lines, .table, .health") && /^(Page|Home|End)/.test(e.key);
     if (e.key === " " && !button) t.toggle();

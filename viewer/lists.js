@@ -131,7 +131,15 @@ window.ilists = (() => {
         if (f.point) what.append(node("small", "point", f.point));
       } else what.append(f.label);
       if (f.about) what.title = f.about;
-      row.append(cell, what, node("td", f.stale ? "n stale" : "n", f.score), node("td", "n", f.share), node("td", "r", f.goes));
+      const goes = node("td", "r", f.goes);
+      if (f.kind === "feature") {
+        const reach = node("button", "reach-in", "reach in");
+        reach.dataset.reach = f.by.feature;
+        reach.setAttribute("aria-label", `Reach in: ${f.name}`);
+        reach.addEventListener("click", () => window.ireach.choose(f.by.feature));
+        goes.append(reach);
+      }
+      row.append(cell, what, node("td", f.stale ? "n stale" : "n", f.score), node("td", "n", f.share), goes);
       return row;
     }));
     if (focused !== undefined) all(".table button").find((b) => b.dataset.pin === focused)?.focus();
@@ -139,11 +147,11 @@ window.ilists = (() => {
 
   // Sentences: pointing at one shows its time, a click goes there.
   function lines(said) {
-    const host = q(".lines"), key = JSON.stringify(said);
+    const host = q(".lines"), key = JSON.stringify([said, document.body.dataset.language]);
     if (host.dataset.key === key) return;
     host.dataset.key = key;
     host.replaceChildren(...said.map((line) => {
-      const item = node("li", `k-${/^[a-z]+$/.test(line.kind) ? line.kind : "other"}`), go = node("button", "go", `${line.time} · episode ${line.episode} · step ${line.step}`);
+      const item = node("li", `k-${/^[a-z]+$/.test(line.kind) ? line.kind : "other"}`), go = node("button", "go", window.itokens.words(`${line.time} · episode ${line.episode} · step ${line.step}`));
       go.title = "Show this moment";
       const show = () => window.itime.preview(line.seq, line.t), hide = () => window.itime.preview(null);
       item.addEventListener("pointerenter", show);
@@ -151,7 +159,7 @@ window.ilists = (() => {
       go.addEventListener("focus", show);
       go.addEventListener("blur", hide);
       item.addEventListener("click", () => { if (!getSelection().toString()) window.itime.seek(line.seq); });
-      item.append(go, node("span", "kind", line.kind), node("p", "", line.text));
+      item.append(go, node("span", "kind", window.itokens.words(line.kind)), node("p", "", line.text));
       if (line.wording) item.append(node("p", "worded", `${line.by} says: ${line.wording}`));
       if (line.chips.length) {
         const chips = node("p", "chips");

@@ -28,8 +28,11 @@ window.ilive = (() => {
     picture(args.picture);
     if (args.why.data.json[0]) window.iwhy.show(args.why);
     window.itokens.ready();
+    window.ipairs.ready();
     if (args.tokens.data.json[0]) window.itokens.show(args.tokens);
     if (args.prompts.data.json[0]) window.itokens.prompts(args.prompts);
+    if (args.pair.data.json[0]) window.ipairs.show(args.pair);
+    if (args.asked.data.json[0]) window.ipairs.box(args.asked);
     window.idraw.ready(args);
     if (args.timeline.data.json[0]) timeline(args.timeline);
     frames(args.frames);
@@ -38,6 +41,7 @@ window.ilive = (() => {
     window.ikeys.ready();
     window.ifind.ready();
     window.isave.ready(args);
+    window.ireach.ready(args);
     for (const name of ["env", "source", "boot"]) {
       document.querySelector(`[data-select=${name}]`).addEventListener("change", (e) => {
         window.itime.send({ op: "look", [name]: name === "env" ? Number(e.target.value) : e.target.value, ...(name === "boot" ? { at: null } : {}) });
@@ -97,7 +101,7 @@ window.ilive = (() => {
     all("[data-db]").forEach((e) => text(e, s.db));
     all("[data-text]").forEach((e) => {
       const value = s.text[e.dataset.text];
-      if (value !== undefined && !(e.dataset.text === "run" && value === "")) quantity(e, value);
+      if (value !== undefined && !(e.dataset.text === "run" && value === "")) quantity(e, e.dataset.text === "steps" ? window.itokens.words(value) : value);
     });
     if (s.text.agent === s.text.run) text(document.querySelector("[data-text=agent]"), "");
     const note = document.querySelector(".note");
@@ -276,6 +280,7 @@ window.ilive = (() => {
     if (gone) return;
     gone = true;
     window.idraw.gone();
+    window.ireach.lost();
     document.body.dataset.state = "STALE";
     all("b[data-state]").forEach((e) => text(e, "STALE"));
     const note = document.querySelector(".note");
@@ -287,5 +292,5 @@ window.ilive = (() => {
     }, 1000);
   }
 
-  return { ready, lost, state, why: (source) => window.iwhy.show(source), tokens: (source) => window.itokens.show(source), prompts: (source) => window.itokens.prompts(source), picture, frames, timeline, aged, features: (source) => window.ilists.features(source), file: (source) => window.isave.file(source), row: (i) => rows[i] };
+  return { ready, lost, state, why: (source) => window.iwhy.show(source), tokens: (source) => window.itokens.show(source), prompts: (source) => window.itokens.prompts(source), pair: (source) => window.ipairs.show(source), asked: (source) => window.ipairs.box(source), reach: (source) => window.ireach.show(source), reached: (source) => window.ireach.reached(source), picture, frames, timeline, aged, features: (source) => window.ilists.features(source), file: (source) => window.isave.file(source), row: (i) => rows[i] };
 })();

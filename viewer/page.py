@@ -19,8 +19,10 @@ from bokeh.models import CustomJS
 from interlatent_live.analyzer.records import Snapshot
 from interlatent_live.stream.errors import StoreError
 from interlatent_live.viewer import panels
+from interlatent_live.viewer.access import let_in
 from interlatent_live.viewer.assets import template
 from interlatent_live.viewer.cursor import Cursor
+from interlatent_live.viewer.drawer import Drawer
 from interlatent_live.viewer.drawing import ROWS, SPAN_S, Drawing
 from interlatent_live.viewer.feed import METRICS, Feed
 from interlatent_live.viewer.heatmap import cells
@@ -28,12 +30,14 @@ from interlatent_live.viewer.hub import Hub
 from interlatent_live.viewer.increments import Increments
 from interlatent_live.viewer.line import Line
 from interlatent_live.viewer.offer import offer, told
+from interlatent_live.viewer.pair import PairView
+from interlatent_live.viewer.prompt_box import PromptBox
 from interlatent_live.viewer.sheet import sheet
 from interlatent_live.viewer.state import features, state
 from interlatent_live.viewer.text import plain
 from interlatent_live.viewer.text_panel import Texts
 from interlatent_live.viewer.theme import GLYPHS, bokeh_theme
-from interlatent_live.viewer.view import MAX_PINS, TABS, View, pin_of
+from interlatent_live.viewer.view import MAX_PINS, TABS, View, pair_of, pin_of, reach_of
 from interlatent_live.viewer.watched import watch_mark
 from interlatent_live.viewer.why import STALE_S, why
 
@@ -49,13 +53,18 @@ _THEME: Final = bokeh_theme()
 class Page:
     """The models of one document and what they last saw of the feed."""
 
-    def __init__(self, document: Document, hub: Hub, view: View) -> None:
+    def __init__(self, document: Document, hub: Hub, view: View, steers: bool = False) -> None:
+        """`steers`: whether this browser may steer, where the page's server can."""
         self.hub = hub
         self.pins, self.tab, self.note = view.pins, view.tab, ""
         self.wanted: View | None = view
         """The view of the address, until there are frames to open it on."""
         self.shade = view.shade
         """Feature that shades a language model's text."""
+        self.pair = view.pair
+        """Two texts that are looked at side by side, see `View.pair`."""
+        self.reach = view.reach
+        """What the drawer's form holds; None: it is closed."""
         self.held_until = 0.0
         self.greeted = False
         """Whether the browser has taken the whole and now needs what is new alone."""
@@ -71,6 +80,8 @@ class Page:
         self.answered = -1
         self.sources = panels.Sources()
         self.panels = panels.build(self.sources, ROWS, METRICS)
+        self.drawer = Drawer(self.sources.asks, self.tell, hub.reach, steers)
+        self.box = PromptBox(self.tell, hub.reach, steers)
         self._look_at(hub.take(view.env, view.source, view.boot), view.speed)
         document.js_on_event("document_ready", self._wire())
         document.js_on_event("connection_lost", CustomJS(code="window.ilive.lost()"))
@@ -91,16 +102,17 @@ class Page:
         """What is drawn while live."""
         self.increments = Increments()
         self.texts = Texts(feed)
+        self.pairs = PairView(feed)
         self.picture: tuple[str, int] = ("", -1)
         self.snapshot: Snapshot | None = None
         self.sent: dict[str, Any] = {}
 
     def _wire(self) -> CustomJS:
         """Hand the browser what it draws by itself: texts, the picture, raster and strips, the timeline, and the colours."""
-        own = self.sources.own()
-        self.panels.heatmap.tags = [*own.values(), self.sources.control]  # no figure draws them; only what a root refers to is kept in step
-        models: dict[str, Any] = {**own, "control": self.sources.control, "cells": self.sources.cells, "line": self.name}
-        models |= {"span": SPAN_S, "height": ROWS, "glyphs": GLYPHS}
+        own, written = self.sources.own(), {"control": self.sources.control, "asks": self.sources.asks}
+        self.panels.heatmap.tags = [*own.values(), *written.values()]  # no figure draws them; only what a root refers to is kept in step
+        models: dict[str, Any] = {**own, **written, "cells": self.sources.cells, "span": SPAN_S, "height": ROWS, "glyphs": GLYPHS}
+        models["line"] = self.name
         roles = {"models": [m for m, _, _ in self.panels.roles], "roles": [[attr, role] for _, attr, role in self.panels.roles]}
         for name, source in own.items():
             source.js_on_change("data", CustomJS(code=f"window.ilive.{name}(cb_obj)"))
@@ -109,6 +121,8 @@ class Page:
 
     def close(self) -> None:
         """The session ended."""
+        self.drawer.close()
+        self.box.close()
         self.hub.pages.pop(self.name, None)
         if self.line is not None:
             self.line.leave()
@@ -120,6 +134,8 @@ class Page:
         """The browser listens: tell it the whole, then what is new alone."""
         self.line, self.greeted = line, False
         self.slow, self.picture, self.sent = -1, ("", -1), {}
+        self.drawer.again()
+        self.box.again()
         self.tick()
         self.greeted = True
 
@@ -129,13 +145,12 @@ class Page:
             self.line = None
 
     def tell(self, what: str, /, **columns: str | bytes) -> None:
-        """What page.js draws under this name."""
-        if self.line is None:
-            getattr(self.sources, what).data = {
-                c: [np.frombuffer(v, np.uint8) if isinstance(v, bytes) else v] for c, v in columns.items()
-            }
-        else:
+        """What page.js draws under this name; it goes out at the end of the step."""
+        if self.line is not None:
             self._parts[what] = dict(columns)
+            return
+        source = getattr(self.sources, what)
+        source.data = {c: [np.frombuffer(v, np.uint8) if isinstance(v, bytes) else v] for c, v in columns.items()}
 
     def _figure(self, change: Callable[[], None]) -> None:
         """Change a figure of Bokeh's, which may only be done while its document is held."""
@@ -177,6 +192,13 @@ class Page:
             self._pin(str(command["what"]))
         elif op == "shade":
             self._shade(command["feature"])
+        elif op == "ask":
+            feature = self.box.obey(command, self.feed)
+            self.shade = self.shade if feature is None else feature
+        elif op == "pair":
+            self.pair = pair_of(command["to"])
+        elif op == "reach":
+            self.reach = reach_of(command["to"])
         elif op == "prompt":
             self._go_to_prompt(int(command["to"]))
         elif op == "csv":
@@ -237,7 +259,7 @@ class Page:
         self.feed.pull()
         if source != before.source:
             self.shade = None  # features of another dictionary
-        self.wanted = View(at=at, speed=speed, pins=self.pins, tab=self.tab, shade=self.shade)
+        self.wanted = View(at=at, speed=speed, pins=self.pins, tab=self.tab, shade=self.shade, pair=self.pair, reach=self.reach)
         self._open()
 
     def _open(self) -> None:
@@ -260,13 +282,13 @@ class Page:
     def view(self) -> View:
         """What is looked at now."""
         if self.wanted is not None:
-            return dataclasses.replace(self.wanted, pins=self.pins, tab=self.tab, shade=self.shade)
+            return dataclasses.replace(self.wanted, pins=self.pins, tab=self.tab, shade=self.shade, pair=self.pair, reach=self.reach)
         clip, feed = self.cursor.clip, self.feed
         boot = feed.boot.boot if feed.boot and (clip is not None or not feed.newest) else None
         return View(
             boot=boot, env=feed.env, source=feed.source, at=None if clip is None else clip.seq, playing=self.cursor.playing,
             speed=self.cursor.speed, loop=self.cursor.loop, pins=self.pins, tab=self.tab,
-            shade=self.shade,
+            shade=self.shade, pair=self.pair, reach=self.reach,
         )  # fmt: skip
 
     def _csv(self) -> None:
@@ -317,6 +339,7 @@ class Page:
                 self._slow(at, drawing)
             self._state(drawing)
         self._frames(drawing)
+        self.drawer.show(feed, at)
         if self.line is not None and self._parts:
             self.line.send(self._parts)
             self._parts = {}
@@ -403,8 +426,21 @@ class Page:
             return
         if made is not None:
             self.tell("tokens", json=json.dumps(made))
+        self._beside(shade)
         if listed and self._differs("listed", listed):
             self.tell("prompts", json=json.dumps(listed))
+
+    def _beside(self, shade: int | None) -> None:
+        """Two texts side by side, and the box that asks for them."""
+        began = self.box.show(self.feed)
+        self.pair = self.pair if began is None else began
+        try:
+            beside = self.pairs.message(self.pair, shade, whole=not self.greeted)
+        except StoreError as error:
+            log.debug("no pair: %s", error)
+            return
+        if beside is not None:
+            self.tell("pair", json=json.dumps(beside))
 
     def _slow(self, at: int | None, drawing: Drawing) -> None:
         """What changes with seconds, and with the cursor."""
@@ -475,7 +511,7 @@ def application(hub: Hub) -> Callable[[Document], None]:
         context = document.session_context
         request: Any = getattr(context, "request", None)  # set by the server, unknown to its types
         arguments = request.arguments if request is not None else {}
-        page = Page(document, hub, View.read(arguments))
+        page = Page(document, hub, View.read(arguments), let_in(context))
         document.on_session_destroyed(lambda _: page.close())
 
     return open_page

@@ -59,7 +59,7 @@ window.ipairs = (() => {
     said.classList.toggle("wrong", asked.bad);
     q("#try-tokens").max = asked.most;
     q("#try-feature").max = Math.max(0, asked.features - 1);
-    q(".try-change").hidden = asked.may && !asked.features;
+    q(".try-change").hidden = !asked.may || !asked.features;
     strength();
     both();
   }

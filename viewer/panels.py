@@ -57,15 +57,25 @@ class Sources:
     tokens: ColumnDataSource = field(default_factory=lambda: _source(json=[""]))
     """A language model's text, as increments; nothing of an agent."""
     prompts: ColumnDataSource = field(default_factory=lambda: _source(json=[""]))
+    pair: ColumnDataSource = field(default_factory=lambda: _source(json=[""]))
+    """Two texts of one prompt, side by side."""
+    asked: ColumnDataSource = field(default_factory=lambda: _source(json=[""]))
+    """Whether a prompt can be tried, and how far it is."""
     timeline: ColumnDataSource = field(default_factory=lambda: _source(json=[""]))
     file: ColumnDataSource = field(default_factory=lambda: _source(name=[], text=[]))
     """What the browser shall save."""
     control: ColumnDataSource = field(default_factory=lambda: _source(json=[""]))
     """Written by the browser: commands."""
+    asks: ColumnDataSource = field(default_factory=lambda: _source(json=[""]))
+    """The same of the drawer "Reach in", which waits for nothing else."""
+    reach: ColumnDataSource = field(default_factory=lambda: _source(json=[""]))
+    reached: ColumnDataSource = field(default_factory=lambda: _source(json=[""]))
+    """What was done to the agent before."""
 
     def own(self) -> dict[str, ColumnDataSource]:
         """What the page's scripts draw, by the name of the function in page.js that does."""
-        names = ("frames", "state", "features", "picture", "why", "tokens", "prompts", "timeline", "file")
+        names: tuple[str, ...] = ("frames", "state", "features", "picture", "why", "tokens", "prompts", "timeline", "file")
+        names += ("pair", "asked", "reach", "reached")
         return {name: getattr(self, name) for name in names}
 
 

@@ -5,8 +5,8 @@ window.ireach = (() => {
   const q = (query) => document.querySelector(query), known = (v) => v !== null && v !== undefined;
   const OPERATIONS = ["ablate", "scale", "clamp", "add"], TIMES = [5, 10, 30, 60, 120, 300], BEAT_MS = 250, SAID_MS = 8000;
   const HINTS = { ablate: "as if it were never active", scale: "multiply what there is", clamp: "hold it here, also where it is silent", add: "shift it, never below 0" };
-  let asks = null, n = 0, f = 0, data = {}, past = [], open = false, ticker = null, beats = 0, until = 0, due = null, from = null, before = null, later = null, answered = 0;
-  let typical = null, strengths = {}, touched = new Set(), told = 0;   // strengths: by operation; touched: those that somebody chose
+  let asks = null, n = 0, f = 0, data = {}, past = [], open = false, ticker = null, beats = 0, until = 0, due = null, from = null, before = null, later = null, answered = 0, coming = "";
+  let typical = null, basis = "", strengths = {}, touched = new Set(), told = 0;   // strengths: by operation; touched: those that somebody chose
   const cards = new Map(), pending = new Map();
 
   function node(tag, name, ...parts) {
@@ -50,7 +50,7 @@ window.ireach = (() => {
       else if (e.key === "Escape" && open && !q("#keys").open && !e.defaultPrevented && e.target.closest?.("#reach, body") && !/search/.test(e.target.type)) toggle(false);
     });
     const foot = q("footer.time");
-    new ResizeObserver(() => document.body.style.setProperty("--foot", `${foot.offsetHeight}px`)).observe(foot);
+    for (const [bar, name] of [[q("header"), "--head"], [foot, "--foot"]]) new ResizeObserver(() => document.body.style.setProperty(name, `${bar.offsetHeight}px`)).observe(bar);
     if (args.reach.data.json[0]) show(args.reach);
     if (args.reached.data.json[0]) reached(args.reached);
     const wanted = new URLSearchParams(location.search).get("reach");
@@ -206,7 +206,7 @@ window.ireach = (() => {
     box.min = operation === "add" ? "" : 0;
     if (!touched.has(operation)) strengths[operation] = operation === "scale" ? 2 : typical === null ? 1 : +typical.toPrecision(3);
     if (operation !== "ablate") { box.value = +(+strengths[operation]).toFixed(6); range.value = strengths[operation]; }
-    text(q("#reach-ends"), operation === "ablate" ? "" : operation === "scale" ? "1 changes nothing" : typical === null ? "" : `typical maximum ${short(typical)}`);
+    text(q("#reach-ends"), operation === "ablate" ? "" : operation === "scale" ? "1 changes nothing" : typical === null ? "what is typical is not known yet" : `${short(typical)}: ${basis}`);
   }
 
   function buttons() {
@@ -225,7 +225,7 @@ window.ireach = (() => {
     told = performance.now();
     header();
     for (const said of data.said) if (said.n > answered) answer(said);
-    if (!open) return;
+    if (!open || !data.policy) return;   // of a closed drawer the server tells no more
     q(".reach-why").hidden = data.usable;
     text(q(".reach-why p"), data.why ?? "");
     q(".reach-why div").hidden = !data.command;
@@ -262,7 +262,7 @@ window.ireach = (() => {
     else if (!said.ok) {
       text(q("#reach .refused"), said.text);
       if (!open) say(said.text, true);
-    } else if (op === "apply") q("#reach-unmeasured").checked = false;
+    } else if (op === "apply") { q("#reach-unmeasured").checked = false; coming = said.text; }
     buttons();
   }
 
@@ -299,9 +299,9 @@ window.ireach = (() => {
     if (!mine || mine.f !== f) { buttons(); return; }
     text(q("#reach-about"), mine.about.text);
     q("#reach-about").classList.toggle("wrong", !mine.about.known);
-    if (mine.about.typical !== typical) {
+    if (mine.about.typical !== typical || mine.about.basis !== basis) {
       const { operation, strength } = form();
-      typical = mine.about.typical;
+      ({ typical, basis } = mine.about);
       operated();
       if (form().strength !== strength && operation !== "ablate") changed();
     }
@@ -352,6 +352,7 @@ window.ireach = (() => {
       const li = cards.get(a.id);
       if (host.children[i] !== li) host.insertBefore(li, host.children[i] ?? null);
       li.fill(a);
+      if (a.id === coming) { coming = ""; li.scrollIntoView({ block: "nearest" }); }   // what was just applied comes in sight
     });
     const at = q("#reach-at"), here = (data.at ?? []).find((a) => a.outcome);
     at.hidden = !here;

@@ -71,7 +71,8 @@ def about(feed: Feed, feature: int) -> dict[str, Any]:
     dictionary = feed.dictionary
     if dictionary is None or not 0 <= feature < dictionary.features:
         most = f"{dictionary.name!r} has 0 to {dictionary.features - 1}" if dictionary is not None else "there is no dictionary yet"
-        return {"feature": feature, "known": False, "text": f"There is no feature {feature}; {plain(most, 60)}.", "typical": None}
+        text = f"There is no feature {feature}; {plain(most, 60)}."
+        return {"feature": feature, "known": False, "text": text, "typical": None, "basis": ""}
     said = feed.explanations.get(feature)
     label = plain(said.label or "", 60) if said is not None else ""
     typical, basis = _typical(feed, feature)
@@ -79,9 +80,8 @@ def about(feed: Feed, feature: int) -> dict[str, Any]:
     words = [
         label or "unexplained",
         "never active so far" if share is None else f"active in {'< 1' if share < 0.01 else round(100 * share)}\u202f% of frames",
-        f"typical maximum {number(typical)} ({basis})" if typical is not None else "no typical maximum is known yet",
     ]
-    return {"feature": feature, "known": True, "text": " · ".join(words), "typical": typical}
+    return {"feature": feature, "known": True, "text": " · ".join(words), "typical": typical, "basis": basis}
 
 
 def form(feed: Feed, told: Told | None, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def form(feed: Feed, told: Told | None, asked: Mapping[str, Any]) -> dict[str, A
     feature = asked.get("feature")
     shown: dict[str, Any] = {"f": asked.get("f"), "problem": "", "trial": None, "trying": False, "waits": False}
     if not isinstance(feature, int) or not 0 <= feature < 1 << 31:
-        return shown | {"about": {"known": True, "text": "Give the number of a feature.", "typical": None}}
+        return shown | {"about": {"known": True, "text": "Give the number of a feature.", "typical": None, "basis": ""}}
     shown["about"] = about(feed, feature)
     if not shown["about"]["known"] or feed.dictionary is None:
         return shown
@@ -116,7 +116,7 @@ def _typical(feed: Feed, feature: int) -> tuple[float | None, str]:
     card = feed.dictionary.card if feed.dictionary is not None else None
     known = (card or {}).get("typical_max")
     if isinstance(known, list) and feature < len(known) and isinstance(known[feature], (int, float)) and known[feature] > 0:
-        return float(known[feature]), "its card"
+        return float(known[feature]), "typical maximum, by its card"
     if feed.section is None:
         return None, ""
     try:
@@ -124,9 +124,9 @@ def _typical(feed: Feed, feature: int) -> tuple[float | None, str]:
     except StoreError:
         return None, ""
     if peaks:
-        return statistics.median(peaks), f"median of {len(peaks)} events"
+        return statistics.median(peaks), f"typical maximum, of {len(peaks)} event{'s' * (len(peaks) > 1)}"
     largest = float(activity.maximum[feature]) if activity is not None and feature < len(activity.maximum) else 0.0
-    return (largest, "largest so far") if largest > 0 else (None, "")
+    return (largest, "its largest so far") if largest > 0 else (None, "")
 
 
 def in_force(feed: Feed, told: Told | None) -> tuple[int, int]:

@@ -219,7 +219,13 @@ window.itime = (() => {
     for (const [from, to] of line.alarms) ctx.fillRect(x(from), alarms[0], Math.max(3 * r, x(to) - x(from)), alarms[1] - alarms[0]);
     ctx.strokeStyle = look.feature;
     ctx.lineWidth = 1.5 * r;
-    for (const [from, to] of line.interventions) ctx.strokeRect(x(from), alarms[0] + r, Math.max(3 * r, x(to ?? next) - x(from)), alarms[1] - alarms[0] - 2 * r);
+    for (const [from, to, , , , shadow] of line.interventions) {   // what acts is filled, what only measures is dashed
+      const wide = Math.max(3 * r, x(to ?? next) - x(from));
+      ctx.setLineDash(shadow ? [3 * r, 2 * r] : []);
+      if (!shadow) { ctx.globalAlpha = 0.3; ctx.fillStyle = look.feature; ctx.fillRect(x(from), alarms[0], wide, alarms[1] - alarms[0]); ctx.globalAlpha = 1; }
+      ctx.strokeRect(x(from), alarms[0] + r, wide, alarms[1] - alarms[0] - 2 * r);
+    }
+    ctx.setLineDash([]);
     ctx.fillStyle = look.metric;
     for (const [seq, kind] of line.marks) {
       const mx = x(seq), my = (alarms[0] + alarms[1]) / 2;
@@ -268,7 +274,7 @@ window.itime = (() => {
     const box = e.target.getBoundingClientRect(), next = extent(), seq = seqAt(e), slack = (next - line.first) / box.width * 4;
     const t = timeOf(seq), lines = [`frame ${thin(seq)}${t === null ? "" : " · " + window.idraw.clock(t)}`];
     const episode = line.episodes.find(([from, to]) => from <= seq && seq <= to);
-    if (episode) lines.push(`episode ${episode[2]}, ${episode[4]}${episode[3] ? ", return " + episode[3] : ""}`);
+    if (episode) lines.push(window.itokens.words(`episode ${episode[2]}, ${episode[4]}${episode[3] ? ", return " + episode[3] : ""}`));
     for (const [from, to, about] of [...line.alarms, ...line.gaps, ...line.interventions]) if (from - slack <= seq && seq <= (to ?? next) + slack) lines.push(about);
     for (const [at, kind, about] of line.marks) if (Math.abs(at - seq) < slack) lines.push(`${kind}: ${about}`);
     window.idraw.tip({ clientX: e.clientX, clientY: box.top - 100 }, lines);

@@ -117,7 +117,7 @@ class Timeline:
             for g in reader.gaps(boot, 200)
         ]
         interventions = [
-            [i.first_seq, i.next_seq, _steered(i), at(i.first_seq), None if i.next_seq is None else at(i.next_seq)]
+            [i.first_seq, i.next_seq, _steered(i), at(i.first_seq), None if i.next_seq is None else at(i.next_seq), i.shadow]
             for i in reader.interventions(boot)[-200:]
             if i.first_seq is not None
         ]

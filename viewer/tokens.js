@@ -43,10 +43,23 @@ window.itokens = (() => {
 
   const by = (feature) => window.itime.send({ op: "shade", feature });
 
+  // Of a language model an episode is a text, a step a token, and a frame too.
+  const WORDS = [[/\bepisodes\b/g, "texts"], [/\bEpisodes\b/g, "Texts"], [/\bepisode\b/g, "text"], [/\bEpisode\b/g, "Text"], [/\bsteps\b/g, "tokens"], [/\bSteps of the agent\b/g, "Tokens that the model read"], [/\ba step\b/g, "a token"], [/\bstep\b/g, "token"], [/\bframes\b/g, "tokens"], [/\bframe\b/g, "token"], [/\bthe agent\b/g, "the model"]];
+  const words = (text) => (document.body.dataset.language === "yes" ? WORDS.reduce((said, [from, to]) => said.replace(from, to), text) : text);
+
+  // The page's own words, once: nothing of a run's is among them.
+  function reword() {
+    const own = "header [title], footer.time [title], footer.time [aria-label], .head [title], #panel-features [title]";
+    for (const e of document.querySelectorAll(own)) for (const name of ["title", "aria-label"]) if (e.hasAttribute(name)) e.setAttribute(name, words(e.getAttribute(name)));
+    const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT, (t) => (t.parentElement.closest(".thinks .legend, .ask .sub, #use-episode, #keys dd, .ask form label, #panel-goes .legend, #panel-health h3, .strips h2") ? NodeFilter.FILTER_ACCEPT : NodeFilter.FILTER_SKIP));
+    while (walker.nextNode()) { const said = words(walker.currentNode.data); if (said !== walker.currentNode.data) walker.currentNode.data = said; }
+    for (const e of document.querySelectorAll("#span-a, #span-b")) e.setAttribute("aria-label", words(e.getAttribute("aria-label")));
+  }
+
   // New tokens behind those shown, or all of another text or another feature.
   function show(source) {
     const m = JSON.parse(source.data.json[0]);
-    document.body.dataset.language = "yes";
+    if (document.body.dataset.language !== "yes") { document.body.dataset.language = "yes"; reword(); }
     const before = shown, labels = m.fresh || !shown ? m.labels : { ...shown.labels, ...m.labels };
     shown = { ...m, labels };
     if (m.fresh) { tokens = []; strips = m.points.map(() => []); spans = []; cursor = -1; }
@@ -85,6 +98,7 @@ window.itokens = (() => {
     const p = shown.prompt, by = q(".reads .by");
     q(".reads .which").textContent = `prompt ${p.prompt} · ${p.given} given${p.written ? `, ${p.written} written` : ""}${shown.before ? ` · from token ${shown.before + 1}` : ""}`;
     q(".reads .tags").replaceChildren(...p.labels.map(([name, value]) => node("span", "tag", `${name} ${value}`)));
+    if (window.ipairs.active()) return;   // whose legend stands there
     by.textContent = shown.chosen === null ? "each token’s strongest feature" : [called(shown.chosen), label(shown.chosen)].filter(Boolean).join(" ");
     q(".reads .reset").hidden = shown.chosen === null;
     q(".reads .most").textContent = signed(shown.scale, 2);
@@ -263,6 +277,7 @@ window.itokens = (() => {
       if (p.labels.length) { const tags = node("span", "tags"); tags.append(...p.labels.map(([name, value]) => node("span", "tag", `${name} ${value}`))); go.append(tags); }
       go.addEventListener("click", () => window.itime.send({ op: "prompt", to: p.prompt }));
       item.append(go);
+      if (p.pair) { const beside = node("button", "beside", "with and without, side by side"); beside.addEventListener("click", () => window.ipairs.open(p.pair)); item.append(beside); }
       return item;
     }));
     host.scrollTop = scrolled;
@@ -277,5 +292,5 @@ window.itokens = (() => {
     }
   }
 
-  return { ready, show, prompts, moved, mark, choose, shade: by, active: () => shown !== null, at: () => cursor };
+  return { ready, show, prompts, words, heading: () => { if (shown) heading(); }, moved, mark, choose, shade: by, active: () => shown !== null, at: () => cursor };
 })();

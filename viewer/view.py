@@ -5,18 +5,21 @@ A frame is named by its boot and sequence number, which mean the same in every p
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from interlatent_live.viewer.choice import Pair
 
-__all__ = ["MAX_PINS", "SPEEDS", "TABS", "View", "pin_of", "pin_text"]
+__all__ = ["MAX_PINS", "SPEEDS", "TABS", "View", "pair_of", "pin_of", "pin_text", "reach_of"]
 
 SPEEDS: Final = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 TABS: Final = ("says", "goes", "features", "ask", "health")
 MAX_PINS: Final = 6
 _LONGEST: Final = 400
+_PAIR: Final = re.compile(r"[0-9a-zA-Z]{1,64}")
+_REACH: Final = re.compile(r"|[0-9]{1,8}(,(ablate|scale|clamp|add)(,-?[0-9]{1,8}(\.[0-9]{1,8})?)?)?")
 
 
 def pin_text(pin: Pair) -> str:
@@ -32,6 +35,16 @@ def pin_of(text: str) -> Pair | None:
     if not feature and not metric:
         return None
     return Pair(int(feature) if feature else None, metric if tilde and metric else None)
+
+
+def pair_of(text: str | None) -> str | None:
+    """A pair's name, or 'p7' for prompt 7 alone; None for nonsense."""
+    return text if text is not None and _PAIR.fullmatch(text) else None
+
+
+def reach_of(text: str | None) -> str | None:
+    """What a drawer's form may be filled in with; None for nonsense. It is only ever shown in the form."""
+    return text if text is not None and _REACH.fullmatch(text) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +64,10 @@ class View:
     tab: str = TABS[0]
     shade: int | None = None
     """Feature that shades a language model's text; None: each token's strongest."""
+    pair: str | None = None
+    """Two texts side by side: what they have in common; 'p7' for prompt 7 alone."""
+    reach: str | None = None
+    """What the open drawer's form holds: feature, operation, strength, as in '4', '4,scale,0.5'; '' for an open drawer alone."""
 
     @classmethod
     def read(cls, arguments: Mapping[str, Sequence[bytes]]) -> View:
@@ -72,7 +89,7 @@ class View:
             boot=text("boot"), env=whole(text("env")) or 0, source=text("source"), at=whole(text("at")), playing=text("play") == "1",
             speed=speed, loop=(loop[0], loop[1]) if loop[0] is not None and loop[1] is not None and loop[0] < loop[1] else None,
             pins=tuple(dict.fromkeys(p for p in pins if p is not None)), tab=tab if tab in TABS else TABS[0],
-            shade=whole(text("shade")),
+            shade=whole(text("shade")), pair=pair_of(text("pair")), reach=reach_of(text("reach")),
         )  # fmt: skip
 
     def query(self) -> list[tuple[str, str]]:
@@ -97,4 +114,8 @@ class View:
             found.append(("tab", self.tab))
         if self.shade is not None:
             found.append(("shade", str(self.shade)))
+        if self.pair is not None:
+            found.append(("pair", self.pair))
+        if self.reach is not None:
+            found.append(("reach", self.reach))
         return found

@@ -37,7 +37,7 @@ class Demo:
     """More arguments of the analyzer."""
     open_browser: bool = False
     steerable: bool = False
-    """Whether `interlatent-live steer` may change the agent's features."""
+    """Whether the page, and `interlatent-live steer`, may change the agent's features."""
     say: Callable[[str], None] = lambda line: None
 
     def __post_init__(self) -> None:
@@ -47,6 +47,7 @@ class Demo:
             raise RecordingExists(f"{self.record} exists; recordings are never overwritten: name another with --record")
         if self.db.exists():
             raise StoreError(f"{self.db} exists; a demo begins with a new database: name another with --db")
+        self.steerable |= self.agent == "lm"  # the page has a box to try prompts on it, with a feature changed too
         for path in (self.record, self.db):
             path.parent.mkdir(parents=True, exist_ok=True)
 
@@ -56,13 +57,14 @@ class Demo:
         if endpoint != DEFAULT_ENDPOINT:
             self.say(f"{DEFAULT_ENDPOINT} is taken; this demo streams on {endpoint}")
         db = str(self.db)
-        self.viewer = Child("viewer", ["view", "--db", db, "--port", str(self.port), "--json"], on_line=self._page_is_up)
+        self.reach = ["--control", endpoint] if self.steerable else []
+        self.viewer = Child("viewer", ["view", "--db", db, "--port", str(self.port), *self.reach, "--json"], on_line=self._page_is_up)
         analyze = ["analyze", "--connect", endpoint, "--db", db, "--run", self.agent, "--json", *self.analysis]
         self.analyzer = Child("analyzer", analyze)
         self.explainer = Child("explainer", ["explain", "--db", db, "--live", "--json"], on_line=self._narrate)
         arguments = ["run", self.agent, "--bind", endpoint, "--record", str(self.record), "--wait", "60", "--pictures", "--json"]
         if self.agent == "lm":
-            arguments += ["--repeat", "--temperature", "0.7"]
+            arguments += ["--repeat", "--temperature", "0.7", "--serve"]
         if self.seconds is not None:
             arguments += ["--seconds", str(self.seconds)]
         if self.steerable:
@@ -86,7 +88,7 @@ class Demo:
         url = json.loads(line)["url"]
         if self.viewer.restarts == 0:
             # a page that is started again comes back where the browser looks for it
-            self.viewer.arguments = ["view", "--db", str(self.db), "--port", url.rstrip("/").rpartition(":")[2], "--json"]
+            self.viewer.arguments = ["view", "--db", str(self.db), "--port", url.rstrip("/").rpartition(":")[2], *self.reach, "--json"]
             self.say(f"{self.agent} is live at {url}")
             if self.open_browser:
                 webbrowser.open(url)

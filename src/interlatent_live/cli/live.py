@@ -53,7 +53,7 @@ def demo(
     override: Override = None,
     report: Annotated[Path | None, typer.Option(help="Write the report as JSON.")] = None,
     open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = True,
-    steerable: Annotated[bool, typer.Option("--steerable", help="Let `interlatent-live steer` change the agent's features.")] = False,
+    steerable: Annotated[bool, typer.Option("--steerable", help="Let the page, and `interlatent-live steer`, change features.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """A reference agent acts, is analysed and shown, all at once.
@@ -226,18 +226,29 @@ def view(
     allow_origin: Annotated[
         list[str] | None, typer.Option(help="Host and port as browsers will name this page; may be repeated.")
     ] = None,
+    control: Annotated[str | None, typer.Option(help="Let the page reach into the agent that publishes here, if it allows that.")] = None,
+    control_token: Annotated[Path | None, typer.Option(help="File of the agent's token; default: the one that it names.")] = None,
+    control_keys: Annotated[Path | None, typer.Option(help="Folder of CURVE keys, of an agent elsewhere; default: in ~/.config.")] = None,
+    look_token_file: Annotated[
+        Path | None, typer.Option(help="File of another token, with which a browser may look and not reach in.")
+    ] = None,
     read_only: Annotated[bool, typer.Option("--read-only", help="Let the page write no names and no notes.")] = False,
     open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show a database as a live page, on this machine or, with a token, to others.
+    """Show a database as a live page, on this machine or, with a token, to others; with --control it may reach into the agent.
 
     Example: `interlatent-live view --db r.db --port 5580`
     """
     def ready(url: str) -> None:
         print_line({"url": url}, as_json, f"the page is at {url}")
 
+    if control is None and (control_token or control_keys):
+        raise typer.BadParameter("--control-token and --control-keys are for --control ENDPOINT")
+    if control is not None and read_only:
+        raise typer.BadParameter("--read-only and --control exclude each other")
     door = {"address": address, "token_file": token_file, "origins": allow_origin or (), "read_only": read_only}
+    door |= {"looking_file": look_token_file, "reach": None if control is None else _reach(control, control_token, control_keys)}
     _serve(db, port, open_page, ready, ["--connect", connect, "--stay"] if connect else None, door)
 
 
@@ -251,6 +262,7 @@ def watch(
     clips: SaveClips = None,
     run_name: Annotated[str | None, typer.Option("--run", help="Watch this run only; default: the first that appears.")] = None,
     port: Annotated[int, typer.Option(help="Port of the page; 0 takes a free one.")] = DEFAULT_PORT,
+    control: Annotated[bool, typer.Option("--control", help="Let the page reach into the agent, where it allows that.")] = False,
     open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -274,7 +286,15 @@ def watch(
 
     door = ["--connect", source, "--stay"] if live else ["--recording", source]
     more = [*(["--run", run_name] if run_name else []), *_named(dictionary, override), *_clips(clips)]
-    _serve(goes_to, port, open_page, ready, [*door, *more])
+    if control and not live:
+        raise typer.BadParameter("--control is for an agent that acts now; a recording takes no requests")
+    _serve(goes_to, port, open_page, ready, [*door, *more], {"reach": _reach(source)} if control else None)
+
+
+def _reach(endpoint: str, token: Path | None = None, keys: Path | None = None) -> Any:
+    from interlatent_live.viewer.hand import Reach
+
+    return Reach(endpoint, token, keys)
 
 
 def _named(dictionary: list[str] | None, override: list[str] | None) -> list[str]:
