@@ -226,6 +226,6 @@ def _action(manifest: Manifest, piece: Piece, row: int) -> str:
     if manifest.action.kind == "discrete" and len(values) == 1:
         choice = int(values[0])
         names = manifest.action.names
-        return plain(names[choice], 30) if 0 <= choice < len(names) else f"choice {choice}"
+        return plain(names[choice], 30).replace("_", " ") if 0 <= choice < len(names) else f"choice {choice}"
     shown = " ".join(f"{v:+.2f}".replace("-", "−") for v in values[:3].tolist())
     return f"{shown} … ({len(values)})" if len(values) > 3 else shown
