@@ -87,8 +87,9 @@ class Written:
         found: dict[str, dict[int, CodesRow]] = {}
         for key, several in sections.items():
             codes = found.setdefault(key, {})
-            for section in several:  # of the last one the end is not known: it grows, and was read a while ago
-                if (section is several[-1] or section.next_seq >= batches[0].first_seq) and section.first_seq < batches[-1].first_seq + batches[-1].rows:
+            for section in several:
+                grows = section is several[-1]  # its end was read a while ago
+                if (grows or section.next_seq >= batches[0].first_seq) and section.first_seq < batches[-1].first_seq + batches[-1].rows:
                     codes.update((c.batch_id, c) for c in reader.codes(section.id, batches[0].id, batches[-1].id))
         mine = [b.columns["token"][b.columns["prompt"] == self.row.prompt] for b in batches if all(n in b.columns for n in _COLUMNS)]
         words = reader.words(self.boot, np.concatenate(mine).tolist() if mine else [])  # all is read before anything is taken
