@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -50,6 +51,9 @@ class Writer:
     connection: sqlite3.Connection
     _lock: FileLock | None = None
     _ids: dict[str, int]
+    transactions = 0
+    held_s = longest_s = 0.0
+    """How long `commit` has held the file, s: in all, and at most. Nobody else can write meanwhile."""
 
     def new_id(self, table: str) -> int:
         """The next id of a table that counts its rows; given here so that rows can be gathered before they go."""
@@ -66,6 +70,7 @@ class Writer:
             return
         with translated(self.path):
             self.connection.execute("BEGIN IMMEDIATE")
+            begin = time.perf_counter()
             try:
                 for sql, rows in writes:
                     self.connection.executemany(sql, rows)
@@ -74,6 +79,10 @@ class Writer:
                 if self.connection.in_transaction:  # sqlite rolls back by itself on some errors
                     self.connection.execute("ROLLBACK")
                 raise
+            finally:
+                held = time.perf_counter() - begin
+                self.transactions, self.held_s = self.transactions + 1, self.held_s + held
+                self.longest_s = max(self.longest_s, held)
 
     def one(self, sql: str, *values: Any) -> tuple[Any, ...]:
         """The first row of a query, or ()."""

@@ -8,7 +8,7 @@ import sys
 
 from .table import machine
 
-BENCHES = ("tap", "encode", "statistics", "analyzer", "recording", "latency", "sb3", "opening", "memory", "why")
+BENCHES = ("tap", "encode", "statistics", "analyzer", "recording", "latency", "sb3", "opening", "memory", "why", "explaining")
 
 if __name__ == "__main__":
     print(f"{machine()}; {datetime.date.today().isoformat()}", flush=True)

@@ -282,6 +282,9 @@ class Service:
             "wall_ns": time.time_ns(), "frames": self._source.seen, "skipped": self._source.skipped, "waiting": len(self._queue),
             "explained": len(self._explaining.current), "outside": self._outside, "failures": self.report.failures,
             "llm": None if self._asker is None else dict(self._asker.status),
+            "held": {
+                "count": self._notebook.transactions, "total_ms": 1e3 * self._notebook.held_s, "longest_ms": 1e3 * self._notebook.longest_s,
+            },
         }  # fmt: skip
         writes = Writes()
         writes.replace("explainer_state", key="status", value=json.dumps(status))

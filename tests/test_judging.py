@@ -18,16 +18,17 @@ from typer.testing import CliRunner
 from interlatent_live.cli import app
 from interlatent_live.explainer.asking import Asker, Configuration, request
 from interlatent_live.explainer.exam import KINDS, MARKS, Exhibit, result, set_exam
-from interlatent_live.explainer.explaining import Explaining
+from interlatent_live.explainer.explaining import Current, Explaining
 from interlatent_live.explainer.hypothesis import Hypothesis
 from interlatent_live.explainer.judging import Judging, read_kinds, read_verdict
+from interlatent_live.explainer.narrator import Mention, Narrator, _words
 from interlatent_live.explainer.notebook import Notebook
 from interlatent_live.explainer.reading import Pages
 from interlatent_live.explainer.source import Frames, Source
 from interlatent_live.stream.errors import HypothesisError, LanguageModelError, PredicateError
 
 from .language_model import LanguageModel, completion
-from .text_run import HEAT, WATER, WORDS, TextRun
+from .text_run import FEATURES, HEAT, WATER, WORDS, TextRun
 
 RIGHT = {"label": "hot things", "description": f"Active at {', '.join(HEAT)}.", "predicate": None}
 WRONG = {"label": "wet things", "description": f"Active at {', '.join(WATER)}.", "predicate": None}
@@ -117,6 +118,12 @@ def world(tmp_path: Path) -> Iterator[World]:
         yield made
 
 
+def _mention(world: World, current: Current) -> Mention:
+    narrator = Narrator(world.explaining.subject)
+    narrator.learn(world.explaining.current)
+    return narrator._mention(current.feature, world.frames, np.full(FEATURES, 0.3), np.full(FEATURES, 0.1))
+
+
 def test_a_right_sentence_scores_high_and_is_told_as_detection(world: World) -> None:
     world.rule(1, "token == river", label="the river")
     world.ask(0)
@@ -126,6 +133,7 @@ def test_a_right_sentence_scores_high_and_is_told_as_detection(world: World) -> 
     assert current.score.balanced_accuracy.mean == current.judged["fuzzing"].balanced_accuracy.mean == 1.0
     assert current.judged["detection"].shuffled < 0.6
     assert current.narratable
+    assert _words(_mention(world, current)).startswith("“hot things” (f0, detection 1.00; active 30 %")
     with Pages(world.path) as pages:
         (shown,) = [e for e in pages.explanations("d0", everything=True) if e.feature == 0]
         pieces = pages.judged_pieces(shown.id or 0, "detection")
@@ -338,6 +346,10 @@ def test_a_table_and_json_say_of_which_kind_a_score_is(tmp_path: Path, monkeypat
         world.notebook.close()
         made = CliRunner().invoke(app, ["explain", "--db", str(tmp_path / "r.db")], catch_exceptions=False)
         assert re.search(r"hot things.*1 .*detection +1\.00 \(1\.00 to 1\.00\) +1\.00", made.stdout), made.stdout
+        assert re.search(r"tokens +3600.*\n.*texts +60", made.stdout), "a text is no episode"
+        info = CliRunner().invoke(app, ["info", str(tmp_path / "r.db")], catch_exceptions=False)
+        assert re.search(r"tokens +3600", info.stdout)
+        assert not re.search("episodes|frames ", info.stdout)
         again = CliRunner().invoke(app, ["explanations", str(tmp_path / "r.db"), "--json"], catch_exceptions=False)
         (row,) = [e for e in json.loads(again.stdout) if e["feature"] == 0]
         assert (row["kind"], row["predicate"], row["balanced_accuracy"]["mean"]) == ("detection", None, 1.0)

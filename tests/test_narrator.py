@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +12,7 @@ from interlatent_live.explainer.notebook import Notebook
 from interlatent_live.explainer.source import Source
 
 from .explained import Run
+from .text_run import TextRun
 
 
 def narrate(path: Path, *, explain: bool = True, withheld: str = "", alarm: str = "", rule: str = "") -> list[Line]:
@@ -112,6 +114,18 @@ def test_the_same_frames_give_the_same_lines(tmp_path: Path) -> None:
     first = narrate(tmp_path / "r.db", explain=False)
     assert first
     assert narrate(tmp_path / "r.db", explain=False) == first
+
+
+def test_a_text_is_no_episode_and_a_token_no_step(tmp_path: Path) -> None:
+    run = TextRun(tmp_path / "r.db")
+    run.write(40)
+    run.close()
+    lines = narrate(tmp_path / "r.db")
+    ended = [line.text for line in lines if line.kind == "episode"]
+    assert ended
+    assert all(re.match(r"text \d+ ended after 60 tokens", text) for text in ended)
+    said = " ".join(line.text for line in lines)
+    assert not re.search(r"episode|\bsteps?\b|frames", said), said
 
 
 class Leaning:

@@ -22,10 +22,16 @@ from pathlib import Path
 import pytest
 
 from interlatent_live.explainer.asking import Configuration
+from interlatent_live.explainer.explaining import Explaining
+from interlatent_live.explainer.hypothesis import Hypothesis
+from interlatent_live.explainer.judging import Judging
+from interlatent_live.explainer.notebook import Notebook
 from interlatent_live.explainer.reading import Pages
 from interlatent_live.explainer.service import Service, explain_once
+from interlatent_live.explainer.source import Source
 
 from .explained import Run
+from .text_run import HEAT, TextRun
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1_500)]
 LOADING_S = 300
@@ -128,3 +134,42 @@ def test_a_real_model_is_asked_and_what_it_says_is_scored_or_refused(served: tup
     assert all(e.score is not None for e in versions)
     assert explaining.current[0].held_out is not None  # the rule stands, or something better does
     assert explaining.current[0].held_out.balanced_accuracy.mean > 0.95
+
+
+def test_a_real_model_judges_a_sentence_or_is_refused_with_a_reason(served: tuple[str, str], tmp_path: Path) -> None:
+    url, model = served
+    run = TextRun(tmp_path / "t.db")
+    run.write(40)
+    run.close()
+    source = Source(tmp_path / "t.db")
+    source.pull()
+    frames, subject = source.kept(), source.subject
+    source.close()
+    assert frames is not None
+    assert subject is not None
+    judging = Judging(kinds=("detection",), pieces=10, seconds=ANSWER_S)
+    configuration = Configuration(url, model, "", timeout_s=ANSWER_S, concurrency=1, judging=judging)
+    with Notebook(tmp_path / "t.db") as notebook:
+        explaining = Explaining(notebook, subject)
+        sentence = Hypothesis(label="hot things", description=f"Active at {', '.join(HEAT)}.", predicate=None, source="llm:by-hand")
+        explaining.adopt_sentence(frames, 0, sentence, "", [])
+        asker = configuration.make(notebook)
+        asker.offer(explaining, frames, [0])
+        asker._waiting.clear()  # nothing but the judging is asked for
+        deadline = time.monotonic() + ANSWER_S + 60
+        while asker.status["open"]:
+            assert time.monotonic() < deadline, asker.status
+            asker.collect(explaining, frames)
+            time.sleep(0.2)
+        said, judged = dict(asker.status), explaining.current[0].judged
+        asker.close()
+        pieces = notebook.all("SELECT sort, said FROM exam_pieces")
+    with Pages(tmp_path / "t.db") as pages:
+        attempts = [(a.reason, a.detail) for a in pages.attempts("d0") if a.source == f"judge:{model}"]
+    print(json.dumps({"status": said, "judged": {k: s.balanced_accuracy.mean for k, s in judged.items()}, "attempts": attempts}, indent=1))
+    assert said["judge"]["judged"] == 1
+    assert not {reason for reason, _ in attempts} & {"unreachable", "unauthorised", "rate_limited", "closed"}
+    answered = [(sort, yes) for sort, yes in pieces if yes is not None]
+    assert answered or attempts
+    if len(answered) == len(pieces):
+        assert judged["detection"].frames == 10

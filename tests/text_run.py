@@ -84,6 +84,9 @@ class TextRun:
             "codes", batch_id=id, section_id=self.section, active=codes.active, rows=None, encoded=n, non_finite=0, sse=0.1, sst=10.0,
             blob=codes.to_blob(),
         )  # fmt: skip
+        writes.execute_many(
+            "INSERT INTO tokens (run, boot, seq, prompt, position, token, special, generated, logprob) VALUES (?, ?, ?, ?, ?, ?, 0, 0, -2)",
+            [("t", self.boot, self.seq + i, self.prompt, i, int(word)) for i, word in enumerate(words)])
         self.seq += n
         self.prompt += 1
         writes.execute("UPDATE sections SET next_seq = ? WHERE id = ?", self.seq, self.section)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .application import AsJson, app
-from .output import err, plain, print_line, print_result, print_table
+from .output import err, plain, print_line, print_of_text, print_result, print_table
 
 if TYPE_CHECKING:
     from interlatent_live.explainer.asking import Configuration
@@ -130,7 +130,8 @@ def diff(
     if as_json:
         print_table(rows, True)
         return
-    err.print(f"a: {int(one.sum())} frames of {len(set(table.groups[one].tolist()))} episodes; "
+    frames_, episodes = ("tokens", "texts") if subject.language else ("frames", "episodes")
+    err.print(f"a: {int(one.sum())} {frames_} of {len(set(table.groups[one].tolist()))} {episodes}; "
               f"b: {int(other.sum())} of {len(set(table.groups[other].tolist()))}", soft_wrap=True)
     print_table(rows[:top], False, ("name", "label", "a", "b", "difference", "low", "high", "effect", "q"))
 
@@ -171,7 +172,7 @@ def _explain(db: Path, features: list[int] | None, again: bool, asking: Configur
     if any(row["judged"] for row in rows):  # a judge's scores beside those of predicates
         columns[6:6] = ["kind", "detection", "fuzzing", "control"]
     print_table([row | _columns(row) for row in rows[:40]], False, columns)
-    print_result(_summary(explaining, frames), False)
+    print_of_text(_summary(explaining, frames), False, explaining.subject.language)
 
 
 def _ship(name: str, recording: Path | None, episodes: int, seed: int, as_json: bool) -> None:
@@ -194,7 +195,7 @@ def _ship(name: str, recording: Path | None, episodes: int, seed: int, as_json: 
         explaining, frames, _ = explain_once(db, again=True)
         path = place(name)
         count = save_shipped(path, explaining, made_from=made_from, evidence_hash=digest(db)[:16])
-    print_result({"path": path, "written": count, **_summary(explaining, frames)}, as_json)
+    print_of_text({"path": path, "written": count, **_summary(explaining, frames)}, as_json, explaining.subject.language)
 
 
 def _recorded(name: str, path: Path, episodes: int, seed: int) -> Path:
@@ -272,7 +273,7 @@ def _try(db: Path, text: str, features: list[int] | None, as_json: bool) -> None
 
     trier = Trier(db, max_frames=300_000)
     try:
-        trier.refresh()
+        language = trier.refresh().language
         wanted: list[int | None] = [*features] if features else [None]
         trials = [trier.attempt(text, feature=f, top=10_000) for f in wanted]
     finally:
@@ -283,7 +284,7 @@ def _try(db: Path, text: str, features: list[int] | None, as_json: bool) -> None
     if as_json:
         print_line({"predicate": trials[0].text, "features": rows}, True, "")
     else:
-        err.print(f"{plain(trials[0].text)} on {trials[0].frames} held-out frames", soft_wrap=True)
+        err.print(f"{plain(trials[0].text)} on {trials[0].frames} held-out {'tokens' if language else 'frames'}", soft_wrap=True)
         print_table(rows[:10], False, ("feature", "balanced_accuracy", "low", "high", "sensitivity", "specificity", "label"))
 
 

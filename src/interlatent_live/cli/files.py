@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .application import AsJson, app
-from .output import print_line, print_result, print_table
+from .output import print_line, print_of_text, print_table
 
 __all__ = ["is_database"]
 
@@ -25,9 +25,11 @@ def info(path: Annotated[Path, typer.Argument(help="A recording or a database.")
         from interlatent_live.analyzer.queries import Reader
 
         with Reader(path) as reader:
-            print_result(reader.info(), as_json)
+            found = reader.info()
+        print_of_text(found, as_json, "language" in found)
     else:
-        print_result(Recording(path).info(), as_json)
+        found = Recording(path).info()
+        print_of_text(found, as_json, {"logprob", "next_entropy"} <= {metric["name"] for metric in found["metrics"]})
 
 
 OfOne = Annotated[

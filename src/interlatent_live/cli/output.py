@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["err", "jsonable", "out", "plain", "print_line", "print_result", "print_table", "progress"]
+__all__ = ["err", "jsonable", "out", "plain", "print_line", "print_of_text", "print_result", "print_table", "progress"]
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -56,6 +56,13 @@ def print_result(data: Mapping[str, Any], as_json: bool, keys: Iterable[str] | N
     for key in keys or data:
         table.add_row(f"[bold]{key}", plain(_short(data[key])))
     out.print(table)
+
+
+def print_of_text(data: Mapping[str, Any], as_json: bool, language: bool) -> None:
+    """A result by name; for people, what a language model's frames and episodes are called. JSON has one set of names."""
+    names = {"frames": "tokens", "episodes": "texts"} if language and not as_json else {}
+    kept = {key: value for key, value in data.items() if not (names and key == "steps")}  # a step is a token
+    print_result({names.get(key, key): value for key, value in kept.items()}, as_json)
 
 
 def print_table(rows: list[dict[str, Any]], as_json: bool, keys: Iterable[str] | None = None) -> None:
