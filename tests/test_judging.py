@@ -26,6 +26,7 @@ from interlatent_live.explainer.notebook import Notebook
 from interlatent_live.explainer.reading import Pages
 from interlatent_live.explainer.source import Frames, Source
 from interlatent_live.stream.errors import HypothesisError, LanguageModelError, PredicateError
+from interlatent_live.viewer.says import labels
 
 from .language_model import LanguageModel, completion
 from .text_run import FEATURES, HEAT, WATER, WORDS, TextRun
@@ -144,6 +145,10 @@ def test_a_right_sentence_scores_high_and_is_told_as_detection(world: World) -> 
     assert 0.5 < shown.score.chance < 0.8
     assert {s.kind for s in shown.scores} == {"detection", "fuzzing"}
     assert [j["kind"] for j in shown.to_dict()["judged"]] == ["detection", "fuzzing"]
+    (said,) = labels([0], {0: shown})
+    assert said is not None
+    assert (said["label"], said["score"]) == ("hot things", "detection 1.00")
+    assert "detection 1.00, 95 % 1.00 … 1.00, 40 pieces of text, judged" in said["about"]
     assert len(pieces) == 40
     assert all((p.said == 1) == (p.sort == "active") for p in pieces)
     assert all(bool(set(HEAT) & set(re.findall(r"\w+", p.shown))) == (p.sort == "active") for p in pieces)

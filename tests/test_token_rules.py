@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -176,3 +178,27 @@ def test_what_asks_for_a_label_that_is_gone_is_left_alone() -> None:
     assert askable(parse('token == "heat" and position > 3'), table)
     assert askable(parse("position > 3"), table)
     assert not askable(parse('token == "heat" or mood == sad'), table)
+
+
+@pytest.mark.parametrize(
+    ("text", "holds"),
+    [
+        ("token[-1] == the", lambda t: t["before"] == "the"), ('token[-1] in (the, ",")', lambda t: t["before"] in ("the", ",")),
+        ("position == 0", lambda t: t["position"] == 0), ("position[-1] == 0", lambda t: t["position"] == 1),
+        ("logprob < -3 and token not in (the)", lambda t: t["logprob"] < -3 and t["token"] != "the"),
+        ("change(digit, 1) > 0.5", lambda t: t["token"] == "3" and t["before"] not in (None, "3")),
+        ("topic == pets and punctuation > 0.5", lambda t: t["topic"] == "pets" and t["token"] in (",", "(", "<b>")),
+    ],
+)  # fmt: skip
+def test_what_can_be_asked_of_a_token(text: str, holds: Callable[[dict[str, Any]], bool]) -> None:
+    table = text_table("word == 'heat'")
+    words = [WORDS[int(c)] for c in np.array([WORDS.index(v) for v in table.labels["token"].values])[table.labels["token"].codes]]
+    topic = table.labels["topic"]
+    rows = [
+        {"token": word, "before": words[i - 1] if i % 40 else None, "position": i % 40, "logprob": table.number("logprob")[i],
+         "topic": topic.values[topic.codes[i]]}
+        for i, word in enumerate(words)
+    ]  # fmt: skip
+    predicate = parse(text, table.vocabulary)
+    assert str(predicate) == text
+    assert predicate.holds(table).tolist() == [holds(row) for row in rows]
