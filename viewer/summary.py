@@ -131,6 +131,11 @@ def flow(ledger: LedgerRow | None) -> list[dict[str, str]]:
     return found
 
 
+_TAP: Final = (
+    "hooks, torch's dispatch of them, and keeping the step, as this agent's loop pays it: one step in 16 is timed. A loop that waits "
+    "between its steps finds cold caches and pays several times what it would pay without waiting. Pictures, and explaining actions, "
+    "are measured apart"
+)
 _STATUS: Final[Mapping[str, tuple[str, str]]] = {
     "picture_us_median": ("pictures cost", "µs"),
     "pictures_dropped": ("pictures dropped", ""),
@@ -140,6 +145,7 @@ _STATUS: Final[Mapping[str, tuple[str, str]]] = {
     "autoreset_rows": ("autoreset rows", ""),
     "silent_points": ("silent tap points", ""),
     "why_us_median": ("why this action, each", "µs"),
+    "why_agent_us_median": ("of that on the agent's thread", "µs"),
     "why_failures": ("actions not explained", ""),
 }
 
@@ -151,8 +157,8 @@ def vitals(ledger: LedgerRow | None, non_finite: int = 0) -> list[dict[str, str]
     found = [
         {"name": "forward to row, median", "value": quantity(ledger.latency_p50_ms, "ms")},
         {"name": "forward to row, p99", "value": quantity(ledger.latency_p99_ms, "ms")},
-        {"name": "tap overhead a step", "value": quantity(_number(ledger.status.get("overhead_us_median")), "µs")},
-        {"name": "tap overhead, p99", "value": quantity(_number(ledger.status.get("overhead_us_p99")), "µs")},
+        {"name": "tap overhead a step", "value": quantity(_number(ledger.status.get("overhead_us_median")), "µs"), "about": _TAP},
+        {"name": "tap overhead, p99", "value": quantity(_number(ledger.status.get("overhead_us_p99")), "µs"), "about": _TAP},
     ]
     for key, (name, unit) in _STATUS.items():
         value = _number(ledger.status.get(key))
