@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from interlatent_live.analyzer.prompts import TokenRow
 from interlatent_live.analyzer.records import Peak, Section
 from interlatent_live.explainer.labelled import TOKEN
 from interlatent_live.explainer.reading import Pages
 from interlatent_live.explainer.source import Frames
+from interlatent_live.explainer.table import Table
 from interlatent_live.stream.prompt import pieces
 
 __all__ = ["BEFORE", "LEVELS", "counted", "is_text", "window"]
@@ -103,10 +105,15 @@ def counted(frames: Frames | None, number: int, scale: float) -> dict[str, Any]:
     total = np.bincount(codes[active & named], values[active & named], minlength=len(names))
     order = [int(i) for i in np.lexsort((-np.abs(total), -hits))[:TOP] if hits[i]]
     return found | {
-        "tokens": int(encoded.sum()), "active": int(active.sum()), "texts": len(np.unique(table.groups[encoded])),
-        "texts_active": len(np.unique(table.groups[active])), "distinct": int(np.count_nonzero(hits)),
+        "tokens": int(encoded.sum()), "active": int(active.sum()), "texts": _texts(table, encoded),
+        "texts_active": _texts(table, active), "distinct": int(np.count_nonzero(hits)),
         "spaces": int(np.count_nonzero(active & ~named)),
         "top": [
             {"token": names[i], "count": int(hits[i]), "of": int(there[i]), "mean": float(total[i] / hits[i])} for i in order
         ],
     }  # fmt: skip
+
+
+def _texts(table: Table, rows: npt.NDArray[np.bool_]) -> int:
+    """In how many texts these frames lie."""
+    return int(np.unique(np.stack([table.boot[rows], table.env[rows], table.episode[rows]]), axis=1).shape[1])
