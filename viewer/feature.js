@@ -57,6 +57,9 @@
     return top;
   }
 
+  // A score with its kind, where it is not a predicate's.
+  const told = (score, kind) => known(score) && kind && kind !== "predicate" ? `${kind} ${two(score)}` : two(score);
+
   // Balanced accuracy on a line from 0.4 to 1: interval, value, and the shuffled control as a dashed tick.
   function score() {
     const s = data.score;
@@ -155,7 +158,7 @@
     if (!rows.length) return card(name, "half", node("p", "", about[1]));
     return card([`${name} `, node("small", "", about[0])], "half", table([["feature", ""], ["score", "n"], [key, "n"]], rows.map((r) => {
       const a = link(fe(r.feature), `${r.name}${r.label ? " " + r.label : ""}`);
-      return node("tr", "", node("td", "", a), node("td", "n", two(r.score)), node("td", "n", two(r[key])));
+      return node("tr", "", node("td", "", a), node("td", "n", told(r.score, r.kind)), node("td", "n", two(r[key])));
     })));
   }
 
@@ -164,7 +167,7 @@
     return card("Versions", "half", table([["version", ""], ["label and rule", ""], ["by", ""], ["score", "n"]], [...data.versions].reverse().map((v) => {
       const made = known(v.created_wall_ns) ? new Date(v.created_wall_ns / 1e6).toLocaleString() : "";
       const what = node("td", "", v.label ?? "", node("br"), node("small", "mono", v.predicate ?? ""));
-      const row = node("tr", "", node("td", "", String(v.version)), what, node("td", "", v.source ?? ""), node("td", "n", two(v.score?.balanced_accuracy)));
+      const row = node("tr", "", node("td", "", String(v.version)), what, node("td", "", v.source ?? ""), node("td", "n", told(v.score?.balanced_accuracy, v.score?.kind)));
       row.title = made;
       return row;
     })));

@@ -359,9 +359,10 @@ def _named(
     made = []
     for number, value in rows:
         known = found.get(number)
-        score = known.score.balanced_accuracy if known is not None and known.score is not None else None
+        score = known.score if known is not None else None
         made.append({
-            "feature": number, "name": called(dictionary, number), "label": known.label if known else None, "score": score, measure: value,
+            "feature": number, "name": called(dictionary, number), "label": known.label if known else None,
+            "score": score.balanced_accuracy if score else None, "kind": score.kind if score else None, measure: value,
         })  # fmt: skip
     return made
 
