@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -32,7 +33,7 @@ def introduce(
         pid=os.getpid(),
         weights=weights,
         weights_hash="" if model is None else weights_hash(model),
-        software=_software(),
+        software=dict(_software()),
     )
 
 
@@ -43,7 +44,9 @@ def _host_boot() -> str:
         return ""
 
 
+@cache
 def _software() -> dict[str, str]:
+    """Versions; looking them up takes milliseconds."""
     found = {}
     for name in ("interlatent-live", "torch", "numpy", "gymnasium", "stable-baselines3"):
         try:

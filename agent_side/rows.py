@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from operator import countOf, itemgetter
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -27,6 +28,7 @@ __all__ = ["Row", "Stacker", "acting", "hand_over"]
 
 MAX_METRICS: Final = 256
 _NONE: Final = type(None)
+_HANDED: Final = itemgetter(12)
 _NUMBERS: Final = frozenset({bool, int, float, np.bool_, np.int64, np.int32, np.float64, np.float32})
 _MAX_BATCH_FRAMES: Final = 4096
 _MAX_BATCH_BYTES: Final = 16 << 20
@@ -260,7 +262,7 @@ class Stacker:
         """Extend the manifest by what these rows show for the first time."""
         self._layouts: tuple[Layout | None, ...] = tuple(self._capture.layouts)
         envs = self._capture.num_envs
-        if not self._own_clock:
+        if not self._own_clock and rows[-1][17] is not None:  # after the first stamp, every row has a time by that clock
             ahead = next((row[17] - row[2] for row in rows if row[17] is not None), None)
             if ahead is not None:  # the caller's clock is none of this host's, so nobody may compare the two
                 self._own_clock = True
@@ -279,9 +281,8 @@ class Stacker:
             if item is not None:
                 self._action = _action_spec(item, dtype, envs, self._action.names)
         known = set(self._columns) | {m.name for m in self._metrics}
-        for row in rows:
-            given = row[12]
-            if given is not None and not known.issuperset(given):
+        for given in filter(None, map(_HANDED, rows)):
+            if not known.issuperset(given):
                 for name in given:
                     if name not in known and len(known) < MAX_METRICS:
                         known.add(name)
@@ -345,7 +346,7 @@ def _stamped(clock: Array, stamps: Sequence[int | None]) -> Array:
 
 
 def _all_none(items: Sequence[Any]) -> bool:
-    return set(map(type, items)) == {_NONE}  # comparing would ask arrays for their truth
+    return items[0] is None and countOf(map(type, items), _NONE) == len(items)  # comparing would ask arrays for their truth
 
 
 def _plain(rows: Sequence[Mapping[str, Any] | None]) -> dict[str, list[float]]:

@@ -240,7 +240,7 @@ class TapCallback(BaseCallback):
         )
         if self._root is not None or rows.bootstraps:  # else nothing runs before the next choice
             tap.rest()
-        if self._renders:
+        if self._renders and (self._pictures or tap.subscribers):
             self._guard(self._render, rows, tap)
 
     def _estimates(self, locals_: Mapping[str, Any]) -> dict[str, Any]:
@@ -259,7 +259,7 @@ class TapCallback(BaseCallback):
     def _render(self, rows: WatchedRows, tap: Tap) -> None:
         """Keep the picture of what is acted on next, where one is due."""
         began = monotonic_ns()
-        if (self._pictures is None and not tap.subscribers) or not tap.pictures.due(began):
+        if not tap.pictures.due(began):
             return
         try:
             (image,) = self.training_env.env_method("render", indices=[rows.envs[0]])
