@@ -112,10 +112,10 @@ def _clause(data: Any) -> _Clause:
     lag, change = data.get("lag", 0), data.get("change", 0)
     if not isinstance(name, str) or not 0 < len(name) <= _MAX_NAME:
         raise PredicateError(f"a clause names a number by 1 to {_MAX_NAME} characters, not {str(name)[:40]!r}")
-    if comparison not in _COMPARE:
-        raise PredicateError(f"comparison {str(comparison)[:20]!r} is none of {' '.join(_COMPARE)}")
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise PredicateError(f"{name} is compared with {str(value)[:40]!r}; a condition compares numbers with finite numbers")
+    if comparison not in _COMPARE:
+        raise PredicateError(f"comparison {str(comparison)[:20]!r} is none of {' '.join(_COMPARE)}")
     for steps in (lag, change):
         if type(steps) is not int or not 0 <= steps <= MAX_LAG:
             raise PredicateError(f"{name}: lag and change are 0 to {MAX_LAG} steps, not {str(steps)[:20]!r}")

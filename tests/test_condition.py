@@ -60,7 +60,8 @@ def test_the_text_of_a_condition_is_that_of_the_one_grammar() -> None:
     assert il.Tap.parse_condition("change(x, 7) > 0").reach == 7
     for text in ("`and` > 1 or obs[3][-2] <= -0.5", "(a > 1 or b.c != 1e-09) and `two words` == 3", "x >= 1e+22"):
         assert il.Tap.parse_condition(text).text == text
-    for text, message in (("x >", "expected a number"), ("topic == physics", "compares numbers with finite numbers")):
+    numbers = "compares numbers with finite numbers"
+    for text, message in (("x >", "expected a number"), ("topic == physics", numbers), ("token in (heat, fuel)", numbers)):
         with pytest.raises(PredicateError, match=message):
             il.Tap.parse_condition(text)
 
