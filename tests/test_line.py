@@ -89,7 +89,7 @@ async def line(url: str, name: str, **headers: str) -> WebSocketClientConnection
 async def gone(opened: WebSocketClientConnection) -> None:
     """Close it at once, as a tab that is closed does."""
     assert opened.protocol is not None
-    stream: Any = opened.protocol.stream  # type: ignore[attr-defined]
+    stream: Any = opened.protocol.stream
     opened.close()
     stream.close()
     await asyncio.sleep(0)
