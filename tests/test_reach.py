@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from tests.test_demo_page import _accessible
-from tests.test_page import ARGS, CHROMIUM, becomes, needs_browser
+from tests.test_page import ARGS, CHROMIUM, needs_browser
 
 from interlatent_live.analyzer.interventions import InterventionRow
 from interlatent_live.analyzer.queries import Reader
@@ -110,7 +110,7 @@ def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
         page.on("console", lambda m: said.append(f"{m.type}: {m.text}") if m.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: said.append(str(error)))
         page.goto(url)
-        becomes(page, RUNNING, 90)
+        becomes(page, RUNNING)
         becomes(page, "document.querySelector('.rows [data-row]')")
         return page
 
@@ -118,7 +118,11 @@ def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
     assert said == []
 
 
-def until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
+def becomes(page: Any, expression: str, seconds: float = 120) -> None:
+    page.wait_for_function(expression, timeout=1000 * seconds)
+
+
+def until(condition: Callable[[], Any], seconds: float = 120.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -245,24 +249,25 @@ def test_the_open_drawer_is_accessible(play: Play, open_page: Callable[..., Any]
 @needs_browser
 @pytest.mark.slow
 def test_who_steered_is_gone_so_the_agent_lets_go(tmp_path: Path, browser: Any) -> None:
-    """A tab that is closed, one whose script hangs, a viewer that is killed: each time the lease alone ends it."""
-    with playing(tmp_path, 1.5) as play:
+    """A tab that is closed, one whose script hangs, a viewer that is killed: each time the lease alone ends it. It is 8 s here, for
+    on a loaded machine the beats of a browser may be late."""
+    with playing(tmp_path, 8.0) as play:
         url = f"{play.url}?reach=31,clamp,2"
         for n, leave in enumerate(("close", "hang", "kill"), 1):
             page = browser.new_page(viewport={"width": 390, "height": 844})
             page.goto(url)
-            becomes(page, RUNNING, 90)
-            becomes(page, "!document.querySelector('#reach-fields').disabled", 60)
+            becomes(page, RUNNING)
+            becomes(page, "!document.querySelector('#reach-fields').disabled")
             measured(page)
             applied(page)
-            page.wait_for_timeout(3000)
+            page.wait_for_timeout(9000)
             acting = [row for row in play.interventions() if not row.shadow]
-            assert [row.cause for row in acting][-1] is None, "its beats held it for two leases"
+            assert [row.cause for row in acting][-1] is None, "its beats held it for longer than its lease"
             assert page.locator("#release-all").is_visible()
             if leave == "close":
                 page.close()
             elif leave == "hang":
-                page.evaluate("setTimeout(() => { const end = Date.now() + 12000; while (Date.now() < end); }, 0)")
+                page.evaluate("setTimeout(() => { const end = Date.now() + 60000; while (Date.now() < end); }, 0)")
             else:
                 play.viewer.send_signal(signal.SIGKILL)
             gone = time.time()
@@ -282,18 +287,18 @@ def test_an_agent_that_is_killed_while_steered_is_said(tmp_path: Path, browser: 
     with playing(tmp_path, 30.0) as play:
         page = browser.new_page(viewport={"width": 1440, "height": 900})
         page.goto(f"{play.url}?reach=31,scale,3")
-        becomes(page, RUNNING, 90)
-        becomes(page, "!document.querySelector('#reach-fields').disabled", 60)
+        becomes(page, RUNNING)
+        becomes(page, "!document.querySelector('#reach-fields').disabled")
         measured(page, reason="to be kept")
         applied(page)
         play.agent.kill()
-        becomes(page, "/did not answer|not there/.test(document.querySelector('.reach-why p').textContent)", 60)
+        becomes(page, "/did not answer|not there/.test(document.querySelector('.reach-why p').textContent)")
         assert page.locator("#reach-reason").input_value() == "to be kept", "nothing that was written is lost"
         assert page.locator("#reach-try").is_disabled()
-        becomes(page, "document.body.dataset.state == 'STALE'", 60)
+        becomes(page, "document.body.dataset.state == 'STALE'")
         page.locator("#release-all").click()
-        becomes(page, "document.querySelector('#reach-said').classList.contains('bad')", 60)
-        becomes(page, "document.querySelector('#steered').hidden", 90)  # its time is over, and no end was heard
+        becomes(page, "document.querySelector('#reach-said').classList.contains('bad')")
+        becomes(page, "document.querySelector('#steered').hidden")  # its time is over, and no end was heard
 
 
 @needs_browser

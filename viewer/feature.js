@@ -44,10 +44,11 @@
 
   function head() {
     const back = link("/", "← The page"), json = link(`${fe(data.feature)}.json`, "JSON");
+    const source = `${data.dictionary.point}|${data.dictionary.hash}`, reach = data.dictionary.kind === "neurons" ? null : link(`/?source=${encodeURIComponent(source)}&reach=${data.feature}`, "Reach in");
     back.addEventListener("click", (e) => { if (document.referrer.startsWith(location.origin) && history.length > 1) { e.preventDefault(); history.back(); } });
     const d = data.dictionary, of = [data.run, data.environment, `${d.name}${d.kind === "neurons" ? "" : "#" + d.hash.slice(0, 8)}`, d.point].filter(Boolean).join(" · ");
     const by = [data.source ? `by ${data.source}` : "", data.version ? `version ${data.version}` : ""].filter(Boolean).join(", ");
-    const top = node("div", "top", node("nav", "", back, json), ...people.heading(), node("span", "of", of, by ? ` · ${by}` : ""));
+    const top = node("div", "top", node("nav", "", back, json, reach), ...people.heading(), node("span", "of", of, by ? ` · ${by}` : ""));
     top.querySelector("nav").setAttribute("aria-label", "This feature");
     const origin = people.origin();
     if (origin) top.append(origin);
