@@ -256,10 +256,10 @@ class Reader:
         where = "peaks WHERE section_id = ? AND feature = ? ORDER BY value DESC, seq"
         return self._select(Peak, where, section, feature)
 
-    def quality(self, section: int, limit: int = 600) -> list[Quality]:
-        """The last seconds of a section, oldest first."""
-        where = "quality WHERE section_id = ? ORDER BY first_seq DESC LIMIT ?"
-        return self._select(Quality, where, section, limit)[::-1]
+    def quality(self, section: int, limit: int = 600, after_seq: int = -1) -> list[Quality]:
+        """The last seconds of a section that begin after frame `after_seq`, oldest first."""
+        where = "quality WHERE section_id = ? AND first_seq > ? ORDER BY first_seq DESC LIMIT ?"
+        return self._select(Quality, where, section, after_seq, limit)[::-1]
 
     def drift(self, section: int, limit: int = 100) -> list[Drift]:
         """The last alarms of a section, oldest first."""
@@ -277,12 +277,12 @@ class Reader:
         where = "episodes WHERE boot = ? AND env = ? ORDER BY episode DESC LIMIT ?"
         return self._select(Episode, where, boot, env, limit)[::-1]
 
-    def picture(self, boot: str, env: int = 0, until_seq: int | None = None) -> PictureRow | None:
-        """The newest picture of an environment, not after frame `until_seq` if given."""
+    def picture(self, boot: str, env: int = 0, until_seq: int | None = None, after_seq: int = -1) -> PictureRow | None:
+        """The newest picture of an environment, not after frame `until_seq` if given, but after frame `after_seq`."""
         until = (1 << 62) if until_seq is None else until_seq
         mine = "run = (SELECT run FROM boots WHERE boot = ?) AND boot = ?"  # both, so that the primary key serves
-        where = f"pictures WHERE {mine} AND env = ? AND seq <= ? ORDER BY seq DESC LIMIT 1"
-        found = self._select(PictureRow, where, boot, boot, env, until)
+        where = f"pictures WHERE {mine} AND env = ? AND seq <= ? AND seq > ? ORDER BY seq DESC LIMIT 1"
+        found = self._select(PictureRow, where, boot, boot, env, until, after_seq)
         return found[0] if found else None
 
     def attribution(self, boot: str, env: int = 0, until_seq: int | None = None) -> Attribution | None:

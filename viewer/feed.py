@@ -130,6 +130,10 @@ class Feed:
         self.learnt: Mapping[str, Any] | None = None
         """What the explainer says of itself."""
         self._counted: tuple[int, int] | None = None
+        self._judged: list[int] = []
+        """Sections whose quality was read, up to the frame `_judged_until`."""
+        self._judged_until = -1
+        self._dictionaries: dict[str, DictionaryRow | None] = {}
         self._blocks: Blocks | None = None
         self._maxima = np.zeros(0, np.float32)
         self._begin_drawing()
@@ -269,9 +273,7 @@ class Feed:
             for drawing in self._drawings:
                 if together is not None:
                     drawing.push(together)
-        newest = self.reader.picture(boot, self.env)
-        if newest is not None and (self.picture is None or newest.seq != self.picture.seq):
-            self.picture = newest
+        self.picture = self.reader.picture(boot, self.env, after_seq=-1 if self.picture is None else self.picture.seq) or self.picture
 
     def _codes(self, batches: list[BatchRow]) -> dict[int, CodesRow]:
         found: dict[int, CodesRow] = {}
@@ -296,7 +298,7 @@ class Feed:
         if self.section is None:
             return
         self._count_non_finite()
-        self.quality = [q for s in self._sections for q in self.reader.quality(s, 300)][-300:]
+        self._pull_quality(self._sections)
         if self.manifest is not None and self.manifest.weights == "changing":
             self.learning.note(self.quality, self._version_at)
         newest = self.reader.snapshot_id(self.section.id)
@@ -330,6 +332,18 @@ class Feed:
             found = self.reader.explanations(self.dictionary.hash, everything=True)
             self.explanations = {e.feature: e for e in found if e.label}
 
+    def _pull_quality(self, sections: list[int]) -> None:
+        """The last five minutes by second: all of them where the sections are others than before, else what is new."""
+        if sections != self._judged:
+            self._judged, self.quality = list(sections), []
+            older = [q for s in sections[:-1] for q in self.reader.quality(s, 300)]
+            self.quality = [*older, *self.reader.quality(sections[-1], 300)][-300:] if sections else []
+            self._judged_until = -1 if not self.quality else self.quality[-1].first_seq
+            return
+        new = self.reader.quality(sections[-1], 300, self._judged_until) if sections else []
+        if new:
+            self.quality, self._judged_until = [*self.quality, *new][-300:], new[-1].first_seq
+
     def _count_non_finite(self) -> None:
         """Count refused frames: new ones, and older ones a stretch at a time until all are counted."""
         extent = self.reader.extent(self.boot.boot) if self.boot else None
@@ -351,11 +365,17 @@ class Feed:
         going_on = max(s.next_seq for s in sections)
         self.sources = {}
         for section in sorted(sections, key=lambda s: s.next_seq != going_on):
-            row = self.reader.dictionary(section.dictionary_hash) if _key(section) not in self.sources else None
+            row = self._dictionary(section.dictionary_hash) if _key(section) not in self.sources else None
             if row is not None:
                 what = "neurons" if row.kind == "neurons" else f"{plain(row.name, 24)}#{row.hash[:8]}"
                 until = "" if section.next_seq == going_on else f", until frame {section.next_seq - 1}"
                 self.sources[_key(section)] = f"{plain(section.point, 30)} · {what}{until}"
+
+    def _dictionary(self, hash: str) -> DictionaryRow | None:
+        """The same every time: what a hash names does not change, but for its card."""
+        if self._dictionaries.get(hash) is None:
+            self._dictionaries[hash] = self.reader.dictionary(hash)
+        return self._dictionaries[hash]
 
     # the past
 

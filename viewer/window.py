@@ -191,13 +191,10 @@ class Window:
 
     def counts(self, features: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], int]:
         """(features,) frames in which each was active, (features,) largest magnitude, and encoded frames; in this window."""
-        active, maximum, frames = np.zeros(features, np.int64), np.zeros(features, np.float32), 0
-        seen: set[int] = set()
-        for part in self._pieces:
-            if part.codes is None or id(part.codes) in seen:
-                continue
-            seen.add(id(part.codes))
-            active += np.bincount(part.codes.indices, minlength=features)
-            np.maximum.at(maximum, part.codes.indices, np.abs(part.codes.values))
-            frames += part.codes.rows
-        return active, maximum, frames
+        maximum = np.zeros(features, np.float32)
+        coded = list({id(part.codes): part.codes for part in self._pieces if part.codes is not None}.values())
+        if not coded:
+            return np.zeros(features, np.int64), maximum, 0
+        indices = np.concatenate([codes.indices for codes in coded])  # at once: a robot's window has 1,500 pieces of one frame
+        np.maximum.at(maximum, indices, np.abs(np.concatenate([codes.values for codes in coded])))
+        return np.bincount(indices, minlength=features), maximum, sum(codes.rows for codes in coded)
