@@ -187,6 +187,7 @@ def test_read_followed_and_filtered_by_layer_in_a_browser(analysed: Path) -> Non
             expect(page.locator(".table .point").first).to_have_text("model.layers.1.mlp:out")
             row = page.locator(".table tbody tr").first
             assert row.locator("button[data-pin]").is_disabled()
+            assert row.get_by_text("reach in").count() == 0, "its number means another feature of the shown layer"
             expect(row.locator("a")).to_have_attribute("href", re.compile("^/feature/"))
             browser.close()
     finally:

@@ -132,7 +132,7 @@ window.ilists = (() => {
       } else what.append(f.label);
       if (f.about) what.title = f.about;
       const goes = node("td", "r", f.goes);
-      if (f.kind === "feature") {
+      if (f.kind === "feature" && f.pin !== "") {   // numbers of another layer's features are not those that are steered here
         const reach = node("button", "reach-in", "reach in");
         reach.dataset.reach = f.by.feature;
         reach.setAttribute("aria-label", `Reach in: ${f.name}`);

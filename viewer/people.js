@@ -47,7 +47,7 @@ window.ipeople = (data, kit) => {
     const again = (value) => { const box = document.querySelector(".naming input"); if (box) { box.value = value; box.focus(); } };
     const made = form(send, node("b", "", data.name), input, node("button", "", "Save"), button("Cancel", leave, "small"));
     made.className = "naming";
-    return [made, problem(wrong.name)];
+    return [node("h1", "sr", `${data.name} ${data.label || "unexplained"}`), made, problem(wrong.name)];
   }
 
   // Who named it, what the explainer says, and the ways back.
