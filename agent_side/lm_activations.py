@@ -31,14 +31,10 @@ def activations_of(
 
     `widths`: columns that count of each pass. `row`, `column`: (n,) where each row stands in the passes laid side by side.
     """
-    groups: dict[tuple[Any, ...], list[int]] = {}
-    for index, layout in enumerate(layouts):
-        if layout is not None:
-            tensors = [None if one.kept is None else one.kept[index] for one in passes]
-            seen = tuple(None if tensor is None else (tensor.shape[1], tensor.device) for tensor in tensors)
-            groups.setdefault((layout.spec.dtype, layout.raw, layout.spec.shape, seen), []).append(index)
+    known = [index for index, layout in enumerate(layouts) if layout is not None]
+    groups = [known] if _alike(layouts, passes) else _grouped(layouts, known, passes)
     found: dict[int, tuple[Array, Array | None]] = {}
-    for group in groups.values():
+    for group in groups:
         found |= _together(group, layouts, passes, widths, row, column)
     activations: dict[str, Array] = {}
     present: dict[str, Array] = {}
@@ -48,6 +44,25 @@ def activations_of(
             if fired is not None:
                 present[layout.spec.name] = fired
     return activations, present
+
+
+def _alike(layouts: Sequence[Layout | None], passes: Sequence[Pass]) -> bool:
+    """Whether all points kept tensors of one shape, dtype and device in every pass: the usual case, and quickly seen."""
+    if None in layouts or len({(layout.spec.shape, layout.spec.dtype, layout.raw) for layout in layouts if layout is not None}) != 1:
+        return False
+    return all(one.kept is not None and len({None if t is None else (t.shape, t.device) for t in one.kept}) == 1 for one in passes)
+
+
+def _grouped(layouts: Sequence[Layout | None], known: Sequence[int], passes: Sequence[Pass]) -> list[list[int]]:
+    """Points whose tensors are alike in every pass, each with its like."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for index in known:
+        layout = layouts[index]
+        assert layout is not None
+        tensors = [None if one.kept is None else one.kept[index] for one in passes]
+        seen = tuple(None if tensor is None else (tensor.shape[1], tensor.device) for tensor in tensors)
+        groups.setdefault((layout.spec.dtype, layout.raw, layout.spec.shape, seen), []).append(index)
+    return list(groups.values())
 
 
 def _together(

@@ -54,17 +54,11 @@ class Text:
 
     def kinds(self, tokens: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """(n, len(KINDS)) of KINDS, 0 or 1, of (n,) tokens."""
-        unique, inverse = np.unique(tokens, return_inverse=True)
-        table = np.array([self._kinds(int(token)) for token in unique], np.float64).reshape(len(unique), len(KINDS))
-        return table[inverse.reshape(-1)]
+        return np.array([self._kinds(token) for token in tokens.tolist()], np.float64).reshape(len(tokens), len(KINDS))
 
     def is_special(self, tokens: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-        """(…,) whether a token marks structure instead of holding text."""
-        return np.isin(tokens, self._special)
-
-    @cached_property
-    def _special(self) -> npt.NDArray[np.int64]:
-        return np.array(sorted(self.special), np.int64)
+        """(n,) whether each of (n,) tokens marks structure instead of holding text."""
+        return np.array([token in self.special for token in tokens.tolist()], bool)
 
     @cached_property
     def _kept_kinds(self) -> dict[int, tuple[bool, ...]]:
