@@ -46,7 +46,8 @@ def test_explains_live_features_and_says_how_well(tmp_path: Path) -> None:
     assert everything[4].to_dict()["balanced_accuracy"] is None
     row = found[0].to_dict()
     assert list(row) == [
-        "feature", "label", "description", "predicate", "balanced_accuracy", "shuffled", "clauses", "source", "age_s"]  # fmt: skip
+        "feature", "label", "description", "predicate", "balanced_accuracy", "kind", "shuffled", "judged", "clauses", "source", "age_s",
+    ]  # fmt: skip
     assert row["balanced_accuracy"]["mean"] > 0.98
     assert row["balanced_accuracy"]["low"] <= row["balanced_accuracy"]["mean"] <= row["balanced_accuracy"]["high"]
     assert 0.3 < row["shuffled"] < 0.9
