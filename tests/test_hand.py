@@ -304,7 +304,7 @@ class Told:
 
 
 def request(uri: str = "/", headers: dict[str, str] | None = None) -> HTTPServerRequest:
-    made = HTTPServerRequest(start_line=RequestStartLine("GET", uri, "HTTP/1.1"), headers=HTTPHeaders(headers or {}))
+    made = HTTPServerRequest(start_line=RequestStartLine("GET", uri, "HTTP/1.1"), headers=HTTPHeaders({"Host": "127.0.0.1", **(headers or {})}))
     made.connection = Told()  # type: ignore[assignment]
     return made
 

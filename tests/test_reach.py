@@ -290,6 +290,7 @@ def test_an_agent_that_is_killed_while_steered_is_said(tmp_path: Path, browser: 
         becomes(page, RUNNING)
         becomes(page, "!document.querySelector('#reach-fields').disabled")
         measured(page, reason="to be kept")
+        page.select_option("#reach-ttl", "30")
         applied(page)
         play.agent.kill()
         becomes(page, "/did not answer|not there/.test(document.querySelector('.reach-why p').textContent)")

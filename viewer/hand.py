@@ -35,7 +35,7 @@ from interlatent_live.viewer.steered import did
 __all__ = ["Asked", "Hand", "Reach", "Told", "Trial"]
 
 _LOG = logging.getLogger(__name__)
-ANSWER_S: Final = 1.0
+ANSWER_S: Final = 2.0
 """How long an agent may take to answer."""
 LOOK_S: Final = 0.35
 """Between two looks at what is in force."""
@@ -160,6 +160,7 @@ class Hand:
         self._client: ControlClient | None = None
         self._client_of: tuple[str, ControlSpec | None] = ("", None)
         self._mine: dict[str, tuple[Asked, bool]] = {}
+        self._mine_of = ""
         self._values: dict[str, deque[float]] = {}
         self._counted: dict[str, int] = {}
         self._looked = self._failed = -float("inf")
@@ -265,8 +266,11 @@ class Hand:
             client.close()
             raise
         self._client, self._client_of = client, target
-        self._mine.clear()
-        self._tell(boot=boot, policy=policy, problem="", active=(), mine=frozenset(), trying=frozenset(), trials={})
+        if boot != self._mine_of:  # of another start of the agent nothing is ours
+            self._mine_of = boot
+            self._mine.clear()
+            self._tell(mine=frozenset(), trying=frozenset(), trials={})
+        self._tell(boot=boot, policy=policy, problem="")
         return client
 
     def _let_go(self) -> None:
@@ -275,11 +279,12 @@ class Hand:
             self._client = None
 
     def _lost(self, error: SteeringError) -> None:
-        """The agent does not answer, or not to us: begin anew after a while."""
+        """The agent does not answer: ask again after a while. Or not to us: connect again as well."""
         self._looked = time.monotonic() + RETRY_S - LOOK_S
-        if self._client is not None and error.reason in ("rate", "late"):
+        if error.reason in ("rate", "late"):
             return
-        self._let_go()
+        if error.reason != "refused":
+            self._let_go()
         self._tell(boot="", problem=words(error), active=(), at=0.0)
 
     def _look(self) -> None:
@@ -295,7 +300,7 @@ class Hand:
         while len(trials) > TRIALS:
             trials.pop(next(iter(trials)))
         self._tell(
-            active=tuple(active), at=self._looked, problem="", mine=frozenset(self._mine), trials=trials,
+            boot=self._mine_of, active=tuple(active), at=self._looked, problem="", mine=frozenset(self._mine), trials=trials,
             trying=frozenset(asked.key for asked, shadow in self._mine.values() if shadow),
         )  # fmt: skip
 

@@ -308,7 +308,7 @@ window.ireach = (() => {
     text(q("#reach-problem"), mine.problem);
     trial(mine);
     buttons();
-    if (later !== null) { const op = later; later = null; go(op); }
+    if (later !== null && data.usable) { const op = later; later = null; go(op); }   // an agent that is slow to answer for a moment loses nothing
   }
 
   function trial(mine) {
