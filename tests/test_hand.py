@@ -304,7 +304,8 @@ class Told:
 
 
 def request(uri: str = "/", headers: dict[str, str] | None = None) -> HTTPServerRequest:
-    made = HTTPServerRequest(start_line=RequestStartLine("GET", uri, "HTTP/1.1"), headers=HTTPHeaders({"Host": "127.0.0.1", **(headers or {})}))
+    told = HTTPHeaders({"Host": "127.0.0.1", **(headers or {})})
+    made = HTTPServerRequest(start_line=RequestStartLine("GET", uri, "HTTP/1.1"), headers=told)
     made.connection = Told()  # type: ignore[assignment]
     return made
 
