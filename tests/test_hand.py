@@ -14,10 +14,11 @@ from bokeh.models import ColumnDataSource
 from tests.store_builder import StoreBuilder
 from tests.test_control import Agent, until
 from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
+from tornado.web import create_signed_value
 
-from interlatent_live.stream.errors import PredicateError
+from interlatent_live.stream.errors import EndpointError, PredicateError
 from interlatent_live.stream.manifest import ControlSpec
-from interlatent_live.viewer.access import Access, let_in
+from interlatent_live.viewer.access import COOKIE, Access, let_in
 from interlatent_live.viewer.drawer import Drawer
 from interlatent_live.viewer.feed import Feed
 from interlatent_live.viewer.hand import Asked, Hand, Reach
@@ -326,3 +327,16 @@ def test_who_may_steer(tmp_path: Path) -> None:
     assert access.options() == {}
     assert access.options(steers=True)["sign_sessions"] is True
     assert not let_in(None)
+
+
+def test_a_token_for_looking_lets_nobody_steer(tmp_path: Path) -> None:
+    for name in ("page", "look"):
+        (tmp_path / name).write_text(f"{name}-{'x' * 20}")
+        (tmp_path / name).chmod(0o600)
+    with pytest.raises(EndpointError, match="stands beside another"):
+        Access.decide("127.0.0.1", 0, None, (), tmp_path / "look")
+    access = Access.decide("127.0.0.1", 0, tmp_path / "page", (), tmp_path / "look")
+    assert access.payload(request()) == {"steers": False}
+    for said, secret, may in (("1", access.secret, True), ("look", access.secret, False), ("1", "another server's", False)):
+        cookie = create_signed_value(secret, COOKIE, said).decode()
+        assert access.payload(request(headers={"Cookie": f"{COOKIE}={cookie}"})) == {"steers": may}
