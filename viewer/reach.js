@@ -346,7 +346,7 @@ window.ireach = (() => {
     for (const [id, card] of cards) if (!ids.has(id)) { const had = card.contains(document.activeElement); card.remove(); cards.delete(id); if (had) q("#reach").focus(); }
     q("#reach-none").hidden = data.force.length > 0;
     text(q("#reach-count"), data.force.length ? String(data.force.length) : "");
-    text(q("#reach-none"), data.stale ? "The agent is silent; when last heard, nothing was in force." : "Nothing. The agent acts by itself.");
+    text(q("#reach-none"), data.stale ? "The agent is silent; when last heard, nothing was in force." : data.stop || data.usable ? "Nothing. The agent acts by itself." : "Nothing.");
     data.force.forEach((a, i) => {
       if (!cards.has(a.id)) cards.set(a.id, card());
       const li = cards.get(a.id);
