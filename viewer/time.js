@@ -120,15 +120,14 @@ window.itime = (() => {
   let written = 0, due = null, unwritten = null;   // ms
   function address(view) {
     const query = new URLSearchParams(view).toString(), wanted = query ? "?" + query : "";
-    clearTimeout(due);
     unwritten = location.search === wanted ? null : wanted;
-    if (unwritten === null) return;
-    due = setTimeout(settle, Math.max(60, written + 500 - performance.now()));
+    if (unwritten !== null) due ??= setTimeout(settle, Math.max(60, written + 500 - performance.now()));   // not put off by the next message
   }
 
   // Now: somebody leaves, and will come back to it.
   function settle() {
     clearTimeout(due);
+    due = null;
     if (unwritten === null) return;
     written = performance.now();
     history.replaceState(null, "", location.pathname + unwritten + location.hash);
