@@ -8,16 +8,16 @@ millisecond, and the log is never checkpointed from here. A database that the an
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Set
 from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
 from interlatent_live.analyzer.lock import FileLock
-from interlatent_live.analyzer.store import APPLICATION_ID
-from interlatent_live.analyzer.writer import BUSY_S, Writer, translated
+from interlatent_live.analyzer.writer import Writer
 from interlatent_live.analyzer.writes import Writes
-from interlatent_live.explainer.notes import MOVED, TABLES
-from interlatent_live.stream.errors import ForeignDatabase, StoreError
+from interlatent_live.explainer.notes import MOVED, TABLES, beside
+from interlatent_live.stream.errors import StoreError
 
 __all__ = ["MIGRATIONS", "Notebook"]
 
@@ -44,28 +44,15 @@ class Notebook(Writer):
             raise StoreError(f"{self.path} does not exist; `interlatent-live analyze` makes it")
         self._lock = FileLock(self.path, "explainer", "explained") if service else None
         try:
-            with translated(self.path):
-                self.connection = sqlite3.connect(self.path, isolation_level=None, timeout=BUSY_S)
-                try:
-                    self._prepare()
-                except BaseException:
-                    self.connection.close()
-                    raise
+            with beside(self.path) as (self.connection, tables):
+                self._prepare(tables)
             self.count(*_COUNTED)
         except BaseException:
             if self._lock is not None:
                 self._lock.release()
             raise
 
-    def _prepare(self) -> None:
-        application = int(self.connection.execute("PRAGMA application_id").fetchone()[0])
-        tables = {row[0] for row in self.connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if application != APPLICATION_ID and (application or tables):
-            raise ForeignDatabase(f"{self.path} is a database of another program; name another file")
-        if "ledger" not in tables:
-            raise StoreError(f"{self.path} holds no analysis yet; wait until the analyzer has made its tables")
-        self.connection.execute("PRAGMA synchronous=NORMAL")
-        self.connection.execute("PRAGMA wal_autocheckpoint=0")  # the analyzer does that
+    def _prepare(self, tables: Set[str]) -> None:
         version = self._version(tables)
         if version > len(MIGRATIONS):
             raise StoreError(f"{self.path}: its explanations were made by a newer build (version {version}): upgrade interlatent-live")
@@ -81,7 +68,7 @@ class Notebook(Writer):
                 if not (isinstance(error, sqlite3.OperationalError) and self._version(None) >= number + 1):
                     raise
 
-    def _version(self, tables: set[str] | None) -> int:
+    def _version(self, tables: Set[str] | None) -> int:
         if tables is not None and "explainer_meta" not in tables:
             return 0
         row = self.connection.execute("SELECT value FROM explainer_meta WHERE key = 'version'").fetchone()

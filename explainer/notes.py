@@ -14,6 +14,8 @@ import os
 import sqlite3
 import time
 import unicodedata
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -27,7 +29,7 @@ from interlatent_live.analyzer.writes import Writes
 from interlatent_live.explainer.hypothesis import Hypothesis
 from interlatent_live.stream.errors import ForeignDatabase, NoteError, StoreError
 
-__all__ = ["MAX_AUTHOR", "MAX_NOTES", "MAX_TEXT", "MOVED", "TABLES", "Name", "Note", "Notes", "unwritable"]
+__all__ = ["MAX_AUTHOR", "MAX_NOTES", "MAX_TEXT", "MOVED", "TABLES", "Name", "Note", "Notes", "beside", "unwritable"]
 
 MAX_TEXT: Final = 4_000
 """Characters of a note."""
@@ -76,23 +78,10 @@ class Notes(Writer):
         why = unwritable(self.path)
         if why is not None:
             raise StoreError(why)
-        with translated(self.path):
-            self.connection = sqlite3.connect(self.path, isolation_level=None, timeout=BUSY_S)
-            try:
-                self._prepare()
-            except BaseException:
-                self.connection.close()
-                raise
+        with beside(self.path) as (self.connection, tables):
+            self._prepare(tables)
 
-    def _prepare(self) -> None:
-        application = int(self.connection.execute("PRAGMA application_id").fetchone()[0])
-        tables = {row[0] for row in self.connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if application != APPLICATION_ID and (application or tables):
-            raise ForeignDatabase(f"{self.path} is a database of another program; name another file")
-        if "ledger" not in tables:
-            raise StoreError(f"{self.path} holds no analysis yet; wait until the analyzer has made its tables")
-        self.connection.execute("PRAGMA synchronous=NORMAL")
-        self.connection.execute("PRAGMA wal_autocheckpoint=0")  # the analyzer does that
+    def _prepare(self, tables: Set[str]) -> None:
         old = "user_names" in tables and self.connection.execute("SELECT 1 FROM user_names LIMIT 1").fetchone()
         if old or not {"names", "notes"} <= tables:
             try:
@@ -173,6 +162,29 @@ class Notes(Writer):
             raise NoteError(f"{self.path} knows no dictionary {dictionary_hash[:60]!r}")
         if not 0 <= feature < row[0]:
             raise NoteError(f"there is no feature {feature}; they go from 0 to {row[0] - 1}")
+
+
+@contextmanager
+def beside(path: Path) -> Iterator[tuple[sqlite3.Connection, Set[str]]]:
+    """A connection for tables of one's own in the analyzer's file, and what tables there are; closed where what follows fails.
+
+    Raises StoreError where the analyzer has not made the file yet, ForeignDatabase for a file of another program.
+    """
+    with translated(path):
+        connection = sqlite3.connect(path, isolation_level=None, timeout=BUSY_S)
+        try:
+            application = int(connection.execute("PRAGMA application_id").fetchone()[0])
+            tables = {str(row[0]) for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if application != APPLICATION_ID and (application or tables):
+                raise ForeignDatabase(f"{path} is a database of another program; name another file")
+            if "ledger" not in tables:
+                raise StoreError(f"{path} holds no analysis yet; wait until the analyzer has made its tables")
+            connection.execute("PRAGMA synchronous=NORMAL")
+            connection.execute("PRAGMA wal_autocheckpoint=0")  # the analyzer does that
+            yield connection, tables
+        except BaseException:
+            connection.close()
+            raise
 
 
 def unwritable(path: Path) -> str | None:

@@ -11,12 +11,11 @@ import asyncio
 import json
 from collections.abc import Callable
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from tornado.web import HTTPError, RequestHandler
 
 from interlatent_live.stream.errors import InterlatentError, NoteError
-from interlatent_live.viewer.access import COOKIE, LOOPBACK, Access
+from interlatent_live.viewer.access import Access
 from interlatent_live.viewer.assets import document
 from interlatent_live.viewer.finding import Finder
 from interlatent_live.viewer.listing import ALL
@@ -44,12 +43,7 @@ class _Answer(RequestHandler):
         self.set_header("Content-Security-Policy", _POLICY)
 
     def prepare(self) -> None:
-        if self.access.token is not None:
-            if not self.get_signed_cookie(COOKIE, max_age_days=1):
-                raise HTTPError(403)
-            return
-        name = urlsplit(f"//{self.request.host}").hostname or ""
-        if name not in LOOPBACK and self.request.host not in self.access.origins:
+        if not self.access.admits(self):
             raise HTTPError(403)
 
     def write_error(self, status_code: int, **_: Any) -> None:
