@@ -47,6 +47,8 @@ _RISING = (">", ">=")
 
 _TOLD = 8
 """Values of a label that a description tells."""
+_TURNS = 8
+"""Members of a set of which one may stand first in its label."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,12 +168,15 @@ class Wording:
         for label in (self.label(predicate), *self._candidates(first, others)):
             if label and label[:80].strip() not in taken:
                 return label[:80].strip()
-        stem = " ".join(self._called(first, 0)[0].split()[: LABEL_WORDS - 1])[:72].strip(" ,")
+        stem = self._called(first, 0)[0] if not first[0].texts else self._one_of(first[0], words=LABEL_WORDS - 1)
+        stem = " ".join(stem.split()[: LABEL_WORDS - 1])[:72].strip(" ,")
         return next(f"{stem} {n}" for n in range(2, len(taken) + 3) if f"{stem} {n}" not in taken)
 
     def _candidates(self, first: Sequence[Clause], others: Sequence[Sequence[Clause]]) -> Iterator[str]:
         """Other labels that are true of a predicate, the best first."""
         count = len(_pieces(first))
+        if first[0].texts:
+            yield from (_fitting(self._called(first, 0, turn=turn), ", ") for turn in range(1, min(_TURNS, len(first[0].texts))))
         for digits in (2, 3):
             yield from (_fitting(self._called(first, precise, digits), ", ") for precise in range(1, count + 1))
             for other in others:
@@ -181,12 +186,25 @@ class Wording:
                 pieces = self._called(first, count, digits)
                 yield _fitting([pieces[lead], self._called(first, 0)[0], *pieces[1:lead], *pieces[lead + 1 :]], ", ")
 
-    def _called(self, clauses: Sequence[Clause], precise: int, digits: int = 2) -> list[str]:
-        """Each piece of a conjunction in a few words, the first `precise` of them with thresholds of so many digits."""
-        return [
-            self._band(piece, digits) if len(piece) == 2 else self._precise(piece[0], digits) if i < precise else self._short(piece[0])
-            for i, piece in enumerate(_pieces(clauses))
-        ]
+    def _called(self, clauses: Sequence[Clause], precise: int, digits: int = 2, turn: int = 0) -> list[str]:
+        """Each piece of a conjunction in a few words, the first `precise` of them with thresholds of so many digits; of sets, from the
+        text at place `turn` on."""
+        def called(i: int, piece: tuple[Clause, ...]) -> str:
+            if len(piece) == 2:
+                return self._band(piece, digits)
+            if piece[0].texts and not (i < precise and len(piece[0].texts) <= _TOLD):
+                return self._one_of(piece[0], turn)
+            return self._precise(piece[0], digits) if i < precise else self._short(piece[0])
+
+        return [called(i, piece) for i, piece in enumerate(_pieces(clauses))]
+
+    def _one_of(self, clause: Clause, turn: int = 0, words: int = LABEL_WORDS) -> str:
+        """A set of texts by two or one of them; by their number where even one is told in more than so many words."""
+        before = {(TOKEN, 0): "", (TOKEN, 1): "after ", (NEXT, 0): "before "}.get((clause.metric, clause.lag))
+        lead = f"{self._labelled(clause.metric, clause.lag)} is " if before is None else before
+        lead += "" if clause.positive else "not "
+        shown = (f"{lead}{_text(clause, most, turn)}" for most in (2, 1))
+        return next((text for text in shown if len(text.split()) <= words), f"{lead}one of {len(clause.texts)}" + " tokens" * (before is not None))
 
     def _band(self, piece: tuple[Clause, ...], digits: int) -> str:
         low, high = (print_number(_significant(clause.number, digits)) for clause in piece)
@@ -211,9 +229,7 @@ class Wording:
     def _short(self, clause: Clause) -> str:
         name, sign = self._spoken(clause.metric), clause.comparison
         if clause.texts:
-            shown = f"{'' if clause.positive else 'not '}{_text(clause, 2)}"
-            before = {(TOKEN, 0): "", (TOKEN, 1): "after ", (NEXT, 0): "before "}.get((clause.metric, clause.lag))
-            return f"{self._labelled(clause.metric, clause.lag)} is {shown}" if before is None else f"{before}{shown}"
+            return self._one_of(clause)
         if sign in ("==", "!="):
             return self.clause(clause)
         value, rising = clause.number, sign in _RISING
@@ -321,9 +337,10 @@ def _clean(text: str) -> str:
     return " ".join(re.sub(r"[^\w.+\-*/%°²³·]+", " ", text).split()) or "unnamed"
 
 
-def _text(clause: Clause, most: int) -> str:
-    """A label's text in words, of several the first `most` and how many more there are."""
+def _text(clause: Clause, most: int, turn: int = 0) -> str:
+    """A label's text in words, of several `most` from place `turn` on, and how many more there are."""
     told = list(dict.fromkeys(_one_text(text, clause.metric in (TOKEN, NEXT)) for text in clause.texts))
+    told = told[turn % len(told) :] + told[: turn % len(told)]
     if len(told) <= most:
         return " or ".join(told)
     return f"{', '.join(told[:most])} or {len(told) - most} more"

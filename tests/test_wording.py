@@ -118,6 +118,23 @@ def test_labels_that_tell_one_from_another() -> None:
         taken.add(found)
 
 
+def test_labels_of_sets_name_what_fits() -> None:
+    table = Table({"knee_position": np.zeros(4)}, labels={"token": Labels.of(["a", "b", "->", "“"]), "next_token": Labels.of(["a"] * 4)})
+    words, taken = Wording.of(table, np.ones(4, bool), []), set[str]()
+    for text, label in (
+        ("token in (a, b, c, d)", "‘a’, ‘b’ or 2 more"),
+        ("token in (a, b, c, d) and knee_position > 0", "‘b’, ‘c’ or 2 more"),
+        ("token[-1] in (a, b, c)", "after ‘a’, ‘b’ or 1 more"),
+        ("next_token in (a, b)", "before ‘a’ or ‘b’"),
+        ("token in (a, \"->\")", "‘a’ or hyphen-minus and more"),
+        ("token in (\"“\", \"->\", a)", "one of 3 tokens"),
+    ):
+        found = words.distinct(parse(text), taken)
+        assert len(found.split()) <= LABEL_WORDS
+        assert found == label
+        taken.add(found)
+
+
 def test_a_name_of_many_words_is_cut_to_a_label() -> None:
     name = "the third joint of the left hind leg"
     table = Table({name: np.zeros(3)})
