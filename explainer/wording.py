@@ -204,7 +204,8 @@ class Wording:
         lead = f"{self._labelled(clause.metric, clause.lag)} is " if before is None else before
         lead += "" if clause.positive else "not "
         shown = (f"{lead}{_text(clause, most, turn)}" for most in (2, 1))
-        return next((text for text in shown if len(text.split()) <= words), f"{lead}one of {len(clause.texts)}" + " tokens" * (before is not None))
+        number = f"{lead}one of {len(clause.texts)}{'' if before is None else ' tokens'}"
+        return next((text for text in shown if len(text.split()) <= words), number)
 
     def _band(self, piece: tuple[Clause, ...], digits: int) -> str:
         low, high = (print_number(_significant(clause.number, digits)) for clause in piece)
