@@ -361,6 +361,7 @@ def test_an_agent_that_is_killed_comes_back_as_a_new_start_while_watched(
             assert stays.locator("#panel-goes").is_visible()
             stays.locator("#golive").click()
             becomes(stays, f"document.body.dataset.state == 'LIVE' && document.querySelector('[data-select=boot]').value != '{first}'", 60)
+            becomes(stays, "!/[?&](at|boot)=/.test(location.search) && /pin=/.test(location.search)")
             stays.reload()
             becomes(stays, f"document.body && document.body.dataset.state == 'LIVE' && {pinned}", 60)
             follows.close()
