@@ -180,7 +180,7 @@ def test_read_followed_and_filtered_by_layer_in_a_browser(analysed: Path) -> Non
             expect(page.locator(".table .point")).to_have_count(0)
             layer.select_option("all")
             expect(page.locator(".table .point").first).to_be_visible()
-            page.wait_for_url(lambda to: "layer=all" in to)
+            page.wait_for_url(lambda to: "layer=all" in to and "tab=features" in to)
             page.reload()
             expect(layer).to_have_value("all")
             page.locator("#search").fill("layers.1")
