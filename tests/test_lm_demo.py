@@ -196,7 +196,7 @@ def test_ablating_a_feature_of_the_shipped_dictionary_equals_a_plain_hook(tmp_pa
     rows_ = Rows(tmp_path / "r.mcap")
     assert acted(rows_) == [[0] if 2 <= prompt < 4 else [] for prompt in rows_["prompt"].tolist()]
     effects = [value for m in Recording(tmp_path / "r.mcap").messages() if isinstance(m, Effects) for value in m.value]
-    assert effects
-    assert all(value > 0 for value in effects)
+    assert all(value >= 0 for value in effects), "none at a token where the feature is silent"
+    assert any(value > 0 for value in effects)
     x = torch.from_numpy(rows[1:].astype(np.float32))
     assert torch.allclose(edited(dictionary, [Edit("ablate", feature=feature)], x, x * 0), prepared.change(x), atol=1e-4)
