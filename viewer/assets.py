@@ -12,8 +12,8 @@ from jinja2 import Environment
 __all__ = ["SCRIPTS", "document", "read", "template"]
 
 SCRIPTS: Final = (
-    "draw.js", "time.js", "lists.js", "keys.js", "save.js", "learn.js", "why.js", "find.js", "tokens.js", "pairs.js", "reach.js", "line.js",
-    "page.js",
+    "make.js", "draw.js", "time.js", "lists.js", "keys.js", "save.js", "learn.js", "why.js", "find.js", "tokens.js", "pairs.js", "reach.js",
+    "line.js", "page.js",
 )  # fmt: skip
 
 _PART: Final = re.compile(r"/\* (\w+\.(?:css|js)) \*/")

@@ -1,9 +1,9 @@
 "use strict";
 // A clip plays by itself, in a loop. Everything in it is written as text.
 (() => {
+  const { node } = window.imake;
   const d = JSON.parse(document.querySelector("#data").textContent), host = document.querySelector("main"), NS = "http://www.w3.org/2000/svg";
   const span = Math.max(d.t.at(-1), 0.02), still = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  function node(tag, name, ...parts) { const made = document.createElement(tag); if (name) made.className = name; made.append(...parts); return made; }
   function svg(tag, attributes) { const made = document.createElementNS(NS, tag); for (const [k, v] of Object.entries(attributes)) made.setAttribute(k, v); return made; }
   const minutes = (t) => `${Math.floor(t / 60)}:${(t % 60).toFixed(1).padStart(4, "0")}`;
 

@@ -1,8 +1,8 @@
 "use strict";
 // A language model's feature in its text: windows of tokens shaded from 0 to 10, and the tokens that it is active at.
 window.icontexts = (data, kit) => {
+  const { visible } = window.imake;
   const { node, card, table, known, link, short, whole, percent } = kit, LEVELS = 10;
-  const visible = (text) => text.replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll("\r", "␍");
 
   // As on the page: blue above 0, orange and dotted below; what the model wrote is underlined, special tokens stand in a box.
   function token([, text, kind, value, level], i, at) {

@@ -1,15 +1,10 @@
 "use strict";
 // One feature on a page of its own: all of its data is in the document, written as text, drawn as SVG.
 (() => {
+  const { node } = window.imake;
   const data = JSON.parse(document.querySelector("#data").textContent), host = document.querySelector("main");
   const NS = "http://www.w3.org/2000/svg", known = (v) => v !== null && v !== undefined;
 
-  function node(tag, name, ...parts) {
-    const made = document.createElement(tag);
-    if (name) made.className = name;
-    made.append(...parts.filter((p) => p !== null && p !== undefined && p !== ""));
-    return made;
-  }
   function svg(tag, attributes, ...parts) {
     const made = document.createElementNS(NS, tag);
     for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);

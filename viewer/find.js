@@ -1,17 +1,12 @@
 "use strict";
 // Finding: links to features, filters and order of their list, predicates tried, spans compared, the clip. Its state is the address's part after #.
 window.ifind = (() => {
+  const { node } = window.imake;
   const q = (query) => document.querySelector(query), known = (v) => v !== null && v !== undefined;
   const KEYS = ["find", "layer", "score", "low", "high", "r", "sort", "when", "a", "b"], FILTERS = ["score", "low", "high", "r"];
   const state = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
   let source = "", boot = "", env = 0, list = [], asked = 0;
 
-  function node(tag, name, ...parts) {
-    const made = document.createElement(tag);
-    if (name) made.className = name;
-    made.append(...parts.filter((p) => known(p) && p !== ""));
-    return made;
-  }
   const minus = (text) => text.replace("-", "−");
   const two = (v) => (known(v) ? minus(v.toFixed(2)) : "–");
   const short = (v) => (known(v) ? minus(String(+v.toPrecision(3))) : "–");

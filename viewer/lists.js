@@ -1,16 +1,10 @@
 "use strict";
 // The right column: tabs, sentences, and the list of features and metrics.
 window.ilists = (() => {
+  const { node } = window.imake;
   const q = (query) => document.querySelector(query), all = (query) => [...document.querySelectorAll(query)];
   const TABS = ["says", "goes", "features", "ask", "health"];
   let list = [], found = window.ifind.state.find ?? "", shown = "says", naming = null, writes = null;
-
-  function node(tag, name, value) {
-    const made = document.createElement(tag);
-    if (name) made.className = name;
-    if (value !== undefined) made.textContent = value;
-    return made;
-  }
 
   function ready() {
     all("[role=tab]").forEach((tab, i, tabs) => {

@@ -1,6 +1,7 @@
 "use strict";
 // What the browser does by itself: texts by textContent (so nothing of a run's is ever markup), the picture, the moving window, the colours.
 window.ilive = (() => {
+  const { node } = window.imake;
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const all = (query) => document.querySelectorAll(query);
   let models = null;
@@ -82,13 +83,6 @@ window.ilive = (() => {
     const at = value.indexOf("\u202f");
     if (at < 0) { element.textContent = value; return; }
     element.replaceChildren(value.slice(0, at), node("span", "u", value.slice(at)));
-  }
-
-  function node(tag, name, value) {
-    const made = document.createElement(tag);
-    if (name) made.className = name;
-    if (value !== undefined) made.textContent = value;
-    return made;
   }
 
   function state(source) {

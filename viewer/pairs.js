@@ -1,20 +1,13 @@
 "use strict";
 // The box to try a prompt, and two texts side by side: plain and steered. Everything a model wrote goes in by textContent.
 window.ipairs = (() => {
+  const { node, signed, visible } = window.imake;
   const [SEQ, TEXT, KIND, LOGPROB, VALUE, TOP, KL] = Array(7).keys();
   const q = (query) => document.querySelector(query);
   let shown = null, asked = null, n = 0, hosts = [];
 
-  function node(tag, name, value) {
-    const made = document.createElement(tag);
-    if (name) made.className = name;
-    if (value !== undefined) made.textContent = value;
-    return made;
-  }
   const called = (feature) => `${shown.letter}${feature}`;
   const label = (feature) => shown.labels[feature] ?? "";
-  const signed = (v, digits = 3) => String(+v.toPrecision(digits)).replace("-", "−");
-  const visible = (text) => text.replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll("\r", "␍");
   const nat = (v) => (v === null || v === undefined ? "–" : `${signed(v)}\u202fnat`);
   const send = (command) => window.itime.send(command);
 

@@ -2,6 +2,7 @@
 // The drawer "Reach in": a form that asks, what is in force, what was before, and RELEASE ALL. What is shown comes from the server; what is
 // asked goes out over the page's own websocket, numbered, waiting for nothing. The address fills the form in and does no more.
 window.ireach = (() => {
+  const { node } = window.imake;
   const q = (query) => document.querySelector(query), known = (v) => v !== null && v !== undefined;
   const OPERATIONS = ["ablate", "scale", "clamp", "add"], TIMES = [5, 10, 30, 60, 120, 300], BEAT_MS = 250, SAID_MS = 8000;
   const HINTS = { ablate: "as if it were never active", scale: "multiply what there is", clamp: "hold it here, also where it is silent", add: "shift it, never below 0" };
@@ -9,12 +10,6 @@ window.ireach = (() => {
   let typical = null, basis = "", strengths = {}, touched = new Set(), told = 0;   // strengths: by operation; touched: those that somebody chose
   const cards = new Map(), pending = new Map();
 
-  function node(tag, name, ...parts) {
-    const made = document.createElement(tag);
-    if (name) made.className = name;
-    made.append(...parts.filter((p) => known(p) && p !== ""));
-    return made;
-  }
   function text(element, value) { if (element.textContent !== value) element.textContent = value; }
   const minus = (words) => words.replaceAll("-", "−"), short = (v) => minus(String(+v.toPrecision(3)));
   const seconds = (s) => (s >= 60 && s % 60 === 0 ? `${s / 60}\u202fmin` : `${s}\u202fs`);

@@ -2,23 +2,16 @@
 // A language model's text: tokens shaded by a feature, what is known of the one at the cursor, a strip of tap points, the list of
 // prompts. Everything a run or a model wrote goes in by textContent.
 window.itokens = (() => {
+  const { node, signed, visible } = window.imake;
   const ROW = 15, MIN = 3, MAX = 13;                  // CSS px: height of a row of the strip, narrowest and widest token in it
   const [SEQ, TEXT, KIND, LOGPROB, ENTROPY, VALUE, TOP, NEXT, ID, KNOWN] = Array(10).keys();
   const q = (query) => document.querySelector(query);
   let shown = null, tokens = [], strips = [], spans = [], cursor = -1, live = true, seq = -1, pointed = false;
   let list = [], dirty = false, view = { first: 0, cell: MAX, count: 0 };
 
-  function node(tag, name, value) {
-    const made = document.createElement(tag);
-    if (name) made.className = name;
-    if (value !== undefined) made.textContent = value;
-    return made;
-  }
   const called = (feature) => `${shown.letter}${feature}`;
   const label = (feature) => shown.labels[feature] ?? "";
-  const signed = (v, digits = 3) => String(+v.toPrecision(digits)).replace("-", "−");
   const percent = (p) => (p >= 0.01 ? `${Math.round(100 * p)}\u202f%` : p >= 0.001 ? `${(100 * p).toFixed(1)}\u202f%` : "<\u202f0.1\u202f%");
-  const visible = (text) => text.replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll("\r", "␍");
   const quoted = (t) => (t[KIND] & 1 ? t[TEXT] : `“${visible(t[TEXT])}”`);
 
   function ready() {

@@ -1,14 +1,8 @@
 "use strict";
 // Why this action: one block for each action, a bar for its score and a line for each part. Blocks keep their places; texts by textContent.
 window.iwhy = (() => {
+  const { node } = window.imake;
   const q = (query) => document.querySelector(query);
-
-  function node(tag, name, value) {
-    const made = document.createElement(tag);
-    if (name) made.className = name;
-    if (value !== undefined) made.textContent = value;
-    return made;
-  }
 
   // A bar from the middle for what has a sign, from the left for what has none.
   function bar(value, signed, kind) {
