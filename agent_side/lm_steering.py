@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
     from interlatent_live.agent_side.intervention import Act, Cause, Force
     from interlatent_live.agent_side.lm_capture import TokenCapture
-    from interlatent_live.agent_side.rows import Applied
 
 __all__ = ["TokenSteering"]
 
@@ -112,15 +111,6 @@ class TokenSteering(Steering):
             self._gauge.attend(self.force is not None)
         number, self.begun = self.begun, self.begun + 1
         return number
-
-    def taken(self) -> Applied | None:
-        """What acted on the pass that ran, once."""
-        self._changed = False
-        if not self._applied:
-            return None
-        applied = tuple(self._applied.items())
-        self._applied.clear()
-        return applied
 
     @property
     def measuring(self) -> bool:

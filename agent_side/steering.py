@@ -415,8 +415,12 @@ class Steering:
 
     def take(self, after: int) -> Applied | None:
         """What acted on this step, once; `after`: the sequence number that follows it."""
-        self._changed = False
         self.adopt(after)
+        return self.taken()
+
+    def taken(self) -> Applied | None:
+        """What acted on the pass that ran, once."""
+        self._changed = False
         if not self._applied:
             return None
         applied = tuple(self._applied.items())

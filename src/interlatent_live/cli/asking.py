@@ -15,7 +15,7 @@ from interlatent_live.stream.endpoint import DEFAULT_ENDPOINT
 from .application import AsJson, app
 from .language import labels_of
 from .output import err, out, plain, print_line
-from .steering import Connect, Keys, RunName, Token, client_of
+from .steering import Ablate, Clamp, Connect, DictionaryName, Keys, RunName, Scale, Token, client_of, strengths
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,11 +32,11 @@ def ask(
     text: Annotated[str, typer.Argument(help="What the model is to go on with.")],
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to write at most.")] = 48,
     feature: Annotated[int | None, typer.Option(help="Write it with this feature changed.")] = None,
-    scale: Annotated[float | None, typer.Option(help="Multiply it; 0 takes it away.")] = None,
-    clamp: Annotated[float | None, typer.Option(help="Hold it at this value.")] = None,
+    scale: Scale = None,
+    clamp: Clamp = None,
     add: Annotated[float | None, typer.Option(help="Add this to it.")] = None,
-    ablate: Annotated[bool, typer.Option("--ablate", help="Take it away.")] = False,
-    dictionary: Annotated[str | None, typer.Option(help="Name or hash of its dictionary, of those that the agent allows.")] = None,
+    ablate: Ablate = False,
+    dictionary: DictionaryName = None,
     both: Annotated[bool, typer.Option("--both", help="With and without, side by side, from one seed.")] = False,
     label: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, kept with it; may be repeated.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="As a user's turn, in the model's chat template.")] = False,
@@ -52,8 +52,7 @@ def ask(
 
     Example: `interlatent-live ask "The engine" --feature 7 --scale 0 --both`
     """
-    strengths = {"scale": scale, "clamp": clamp, "add": add, "ablate": 0.0 if ablate else None}
-    given = [(name, value) for name, value in strengths.items() if value is not None]
+    given = strengths(scale, clamp, add, ablate)
     if len(given) != (feature is not None):
         raise typer.BadParameter("give --feature with exactly one of --scale, --clamp, --add and --ablate, or none of them")
     if both and feature is None:

@@ -29,6 +29,10 @@ Connect = Annotated[str, typer.Option(help="Where the agent publishes.")]
 RunName = Annotated[str | None, typer.Option("--run", help="The run; default: the first that is heard.")]
 Token = Annotated[Path | None, typer.Option(help="File of the token; default: the one that the agent names.")]
 Keys = Annotated[Path | None, typer.Option(help="Folder of CURVE keys; default: below ~/.config.")]
+Scale = Annotated[float | None, typer.Option(help="Multiply it; 0 takes it away, 1 changes nothing.")]
+Clamp = Annotated[float | None, typer.Option(help="Hold it at this value.")]
+Ablate = Annotated[bool, typer.Option("--ablate", help="Take it away.")]
+DictionaryName = Annotated[str | None, typer.Option(help="Name or hash of the dictionary, of those that the agent allows.")]
 
 
 def client_of(connect: str, run: str | None, token: Path | None, folder: Path | None, *, prompts: bool = False) -> ControlClient:
@@ -41,17 +45,23 @@ def client_of(connect: str, run: str | None, token: Path | None, folder: Path | 
     return ControlClient(manifest.control, token_file=token, keys=KeyRing(folder), heard_at=connect)
 
 
+def strengths(scale: float | None, clamp: float | None, add: float | None, ablate: bool) -> list[tuple[str, float]]:
+    """Operations that were asked for, with their strengths."""
+    asked = {"scale": scale, "clamp": clamp, "add": add, "ablate": 0.0 if ablate else None}
+    return [(name, value) for name, value in asked.items() if value is not None]
+
+
 @steer.callback()
 def steer_(
     context: typer.Context,
     feature: Annotated[int | None, typer.Option(help="Number of the feature.")] = None,
-    scale: Annotated[float | None, typer.Option(help="Multiply it; 0 takes it away, 1 changes nothing.")] = None,
-    clamp: Annotated[float | None, typer.Option(help="Hold it at this value.")] = None,
+    scale: Scale = None,
+    clamp: Clamp = None,
     add: Annotated[float | None, typer.Option(help="Add this to it, or this much of --direction.")] = None,
-    ablate: Annotated[bool, typer.Option("--ablate", help="Take it away.")] = False,
+    ablate: Ablate = False,
     direction: Annotated[Path | None, typer.Option(help="JSON list of numbers to add along, at --point.")] = None,
     point: Annotated[str | None, typer.Option(help="Tap point of --direction.")] = None,
-    dictionary: Annotated[str | None, typer.Option(help="Name or hash of the dictionary, of those that the agent allows.")] = None,
+    dictionary: DictionaryName = None,
     typical: Annotated[bool, typer.Option("--typical", help="--clamp and --add count in the feature's typical maximum.")] = False,
     db: Annotated[Path | None, typer.Option(help="Database that knows the typical maximum, where the card does not.")] = None,
     ttl: Annotated[float | None, typer.Option(help="End after so many seconds; default: the most that the agent allows.")] = None,
@@ -72,11 +82,10 @@ def steer_(
     """
     if context.invoked_subcommand is not None:
         return
-    strengths = {"scale": scale, "clamp": clamp, "add": add, "ablate": 0.0 if ablate else None}
-    given = {name: value for name, value in strengths.items() if value is not None}
+    given = strengths(scale, clamp, add, ablate)
     if len(given) != 1 or (feature is None) == (direction is None):
         raise typer.BadParameter("give --feature or --direction, and exactly one of --scale, --clamp, --add and --ablate")
-    ((operation, strength),) = given.items()
+    ((operation, strength),) = given
     asked: dict[str, Any] = {
         "operation": operation,
         "strength": strength,
