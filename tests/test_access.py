@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,6 @@ import pytest
 from tests.store_builder import StoreBuilder
 from tests.test_page import ARGS, CHROMIUM, becomes, needs_browser
 from tornado.httpclient import HTTPClientError, HTTPRequest
-from tornado.ioloop import IOLoop
 from tornado.websocket import websocket_connect
 
 from interlatent_live.stream.errors import EndpointError
@@ -112,7 +112,7 @@ def test_without_its_cookie_there_is_no_page_and_no_socket(guarded: int) -> None
             pass
 
     with pytest.raises(HTTPClientError):
-        IOLoop().run_sync(lambda: connect("http://evil.example"))
+        asyncio.run(connect("http://evil.example"))
     status, headers, _ = _ask(guarded, "POST", "/login?next=/%3Fat%3D5", f"token={TOKEN}")
     assert (status, headers["location"]) == (302, "/?at=5")
     cookie = headers["set-cookie"]

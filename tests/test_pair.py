@@ -34,7 +34,7 @@ def analysed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("pair")
     tap = tapped(record=folder / "r.mcap", policy={"effect_hz": 1e9, "effect_share": 0.5})
     with Writer(tap), client(tap) as asking:
-        pair = asking.prompt(TEXT, max_new_tokens=12, steer=[CLAMP], both=True)
+        pair = asking.prompt(TEXT, max_new_tokens=40, steer=[CLAMP], both=True)
         for id in (pair["prompt"], *(asking.prompt("a dog", max_new_tokens=6, **more)["prompt"] for more in ({"steer": [CLAMP]}, {}))):
             assert whole(asking, id)["state"] == "done"
     units(model(), POINT).save(folder / "units")

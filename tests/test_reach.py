@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.test_demo_page import _accessible
+from tests.test_demo_page import _accessible, axe
 from tests.test_page import ARGS, CHROMIUM, needs_browser
 
 from interlatent_live.analyzer.interventions import InterventionRow
 from interlatent_live.analyzer.queries import Reader
 
 playwright = pytest.importorskip("playwright.sync_api")
+__all__ = ["axe"]
 AGENT = """
 import sys, time, torch
 import interlatent_live as il
@@ -204,22 +203,6 @@ def test_all_is_released_from_a_closed_drawer_and_those_who_may_not_see_it(play:
     for each in (page, other):
         becomes(each, "document.querySelector('#steered').hidden")
     until(lambda: play.interventions()[-1].cause == "released_all")
-
-
-@pytest.fixture(scope="module")
-def axe() -> str | None:
-    """axe-core's source, fetched for these tests alone; None where it cannot be had."""
-    npm = shutil.which("npm")
-    if npm is None:
-        return None
-    with tempfile.TemporaryDirectory() as folder:
-        command = [npm, "install", "--no-save", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", folder, "axe-core@4"]
-        try:
-            subprocess.run(command, check=True, capture_output=True, timeout=60)
-        except (subprocess.SubprocessError, OSError):
-            return None
-        found = Path(folder) / "node_modules/axe-core/axe.min.js"
-        return found.read_text(encoding="utf-8") if found.exists() else None
 
 
 @needs_browser
